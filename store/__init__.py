@@ -1,0 +1,50 @@
+"""A content-addressed store for container images: blobs, unpacked layers, image records, containers.
+
+It knows nothing of networks, nor of what a manifest means, and can be used alone:
+
+    from store import Digest, Store
+
+    store = Store("/var/lib/pullpipe")            # made when it is not there; mode 0700
+    with store.blobs.ingest(digest, size) as ingest:
+        os.write(ingest.fileno(), data)           # append; a later run continues from `ingest.present`
+        ...                                       # prove size and digest: the store trusts its caller here
+        with store.shared():                      # nothing is swept until the record is there
+            store.publish([ingest], [])           # flush, rename, flush the names
+            store.images.put(record)              # last of all, so a record names only what is whole
+
+On disk (`ROOT` is itself a valid OCI image layout):
+
+    oci-layout, index.json, blobs/     image-spec's image-layout.md; `store.images`, `store.blobs`
+    ingest/                            partial blobs, kept between runs; `store.blobs`
+    layers/<algorithm>/<diffID>/       fs/ and layer.json; `store.layers`
+    containers/<id>/                   upper, work, config.json; `store.containers`
+    staging/                           layers in the making; a crash leaves only garbage here
+    use.lock, index.lock, create.lock  `store.locks`
+    version                            the format's number
+
+What survives a crash, and why, stands in `store.durable`. Every error is a `StoreError` or an `OSError`.
+"""
+
+from store.blobs import Ingest
+from store.containers import Container
+from store.digest import Digest
+from store.errors import Corrupt, InUse, InvalidDigest, NotInStore, StoreError, UnusableRoot
+from store.images import ImageRecord
+from store.layers import LayerInfo, Staging
+from store.root import Store
+
+__all__ = [
+    "Container",
+    "Corrupt",
+    "Digest",
+    "ImageRecord",
+    "InUse",
+    "Ingest",
+    "InvalidDigest",
+    "LayerInfo",
+    "NotInStore",
+    "Staging",
+    "Store",
+    "StoreError",
+    "UnusableRoot",
+]

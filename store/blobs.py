@@ -1,0 +1,143 @@
+"""Blobs by digest, in the layout of an OCI image layout's `blobs/` (image-spec, image-layout.md).
+
+A blob under `blobs/` is whole and proven. One that is still arriving lies under `ingest/`, as an `Ingest`: an
+append-only file that its reader may follow while it grows, that survives a broken pull, and that becomes the blob by a
+rename.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+
+from store import durable
+from store.digest import Digest
+from store.errors import Corrupt, InUse, InvalidDigest, NotInStore
+from store.locks import is_at
+
+
+class Blobs:
+    """The blobs of the store at `root`."""
+
+    def __init__(self, root: str, *, durable: bool) -> None:
+        self._directory = os.path.join(root, "blobs")
+        self._ingest = os.path.join(root, "ingest")
+        self._durable = durable
+
+    def path(self, digest: Digest) -> str:
+        """Where the blob is, or would be."""
+        return os.path.join(self._directory, digest.algorithm, digest.hex)
+
+    def size(self, digest: Digest) -> int | None:
+        """The blob's size in bytes; None when it is not here."""
+        try:
+            return os.stat(self.path(digest)).st_size
+        except FileNotFoundError:
+            return None
+
+    def __contains__(self, digest: Digest) -> bool:
+        return self.size(digest) is not None
+
+    def __iter__(self) -> Iterator[Digest]:
+        for algorithm in sorted(os.listdir(self._directory)):
+            for name in sorted(os.listdir(os.path.join(self._directory, algorithm))):
+                try:
+                    yield Digest.parse(f"{algorithm}:{name}")
+                except InvalidDigest:
+                    continue  # a temporary file that a crash left; no blob
+
+    def read(self, digest: Digest, *, verify: bool = True) -> bytes:
+        """A small document, checked against its digest.
+
+        Raises `NotInStore` when it is not here, and `Corrupt` when its bytes are not what its name says.
+        """
+        try:
+            with open(self.path(digest), "rb") as file:
+                data = file.read()
+        except FileNotFoundError as error:
+            raise NotInStore(f"blob {digest} is not in the store; pull the image again") from error
+        if verify and not digest.matches(data):
+            raise Corrupt(f"blob {digest} is damaged in the store; remove the image and pull it again")
+        return data
+
+    def add(self, digest: Digest, data: bytes) -> None:
+        """Keeps a small document under a digest that the caller has checked."""
+        path = self.path(digest)
+        if not os.path.exists(path):
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            durable.write_file(path, data, durable=self._durable)
+
+    def remove(self, digest: Digest) -> int:
+        """Removes the blob and returns the bytes that it had; 0 when it was not here."""
+        size = self.size(digest)
+        if size is None:
+            return 0
+        os.unlink(self.path(digest))
+        return size
+
+    def ingest(self, digest: Digest, size: int) -> Ingest:
+        """Opens the partial blob, or a new one, and locks it.
+
+        `size` in bytes is what the descriptor promises: a partial that is longer cannot be this blob and starts anew.
+        Raises `InUse` when another process has it open.
+        """
+        path = os.path.join(self._ingest, f"{digest.algorithm}-{digest.hex}")
+        return Ingest(path, self.path(digest), size)
+
+
+class Ingest:
+    """A blob that is arriving: a file that only grows, locked while this object is open."""
+
+    def __init__(self, path: str, final: str, size: int) -> None:
+        self.path = path
+        self._final = final
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not is_at(fd, path):
+                raise BlockingIOError
+            self.present = os.fstat(fd).st_size
+            if self.present > size:
+                os.ftruncate(fd, 0)
+                self.present = 0
+        except BlockingIOError as error:
+            os.close(fd)
+            raise InUse(f"{os.path.basename(path)} is being fetched by another process; try again") from error
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
+
+    @property
+    def parent(self) -> str:
+        """The directory that the blob's name will stand in."""
+        return os.path.dirname(self._final)
+
+    def fileno(self) -> int:
+        """The open file, for whoever follows it."""
+        return self._fd
+
+    def commit(self) -> None:
+        """Gives the blob its name. The caller has proven size and digest, and flushed the file if that is due."""
+        os.makedirs(os.path.dirname(self._final), mode=0o700, exist_ok=True)
+        os.rename(self.path, self._final)
+
+    def discard(self) -> None:
+        """Forgets what has arrived: the bytes are not this blob's."""
+        if is_at(self._fd, self.path):
+            os.unlink(self.path)
+
+    def close(self) -> None:
+        """Gives the lock back. What has arrived stays for the next attempt, unless that is nothing."""
+        if self._fd >= 0:
+            if os.fstat(self._fd).st_size == 0:
+                self.discard()
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Ingest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

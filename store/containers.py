@@ -1,0 +1,146 @@
+"""Containers: the writable part of a stack, and what it was made from.
+
+containers/<id>/config.json   the record (`Container`)
+containers/<id>/upper, work   overlayfs's upper and work directories
+containers/<id>/rootfs        an empty directory, the mount point inside the container's own mount namespace
+containers/<id>/lock          held by the runner for as long as the container runs
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from store import durable
+from store.digest import Digest
+from store.errors import Corrupt, InUse, NotInStore
+from store.layers import remove_tree
+from store.locks import Lock
+
+
+class Container(NamedTuple):
+    """What `config.json` holds."""
+
+    id: str  # 64 hex digits, as Docker's
+    name: str  # unique in the store
+    image: str  # the image's reference in full
+    manifest: Digest  # the image's manifest
+    layers: tuple[Digest, ...]  # diffIDs, lowest first: what `gc` must keep
+    command: tuple[str, ...]
+    created: float  # seconds since 1970
+    target: str = ""  # of `pullpipe mount`: the directory where the stack is shown
+    exit_code: int | None = None  # None until the command has ended
+
+    @property
+    def short_id(self) -> str:
+        """The first 12 digits, as listings show them."""
+        return self.id[:12]
+
+    def to_json(self) -> bytes:
+        """The document on disk."""
+        fields = self._asdict()
+        fields |= {"manifest": str(self.manifest), "layers": [str(layer) for layer in self.layers]}
+        return json.dumps(fields, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Container:
+        """Raises `ValueError`, `KeyError` or `TypeError` when it is not such a document."""
+        fields: dict[str, Any] = json.loads(data)
+        fields["manifest"] = Digest.parse(fields["manifest"])
+        fields["layers"] = tuple(Digest.parse(layer) for layer in fields["layers"])
+        fields["command"] = tuple(fields["command"])
+        return cls(**fields)
+
+
+class Containers:
+    """The containers of the store at `root`."""
+
+    def __init__(self, root: str, *, durable: bool) -> None:
+        self._directory = os.path.join(root, "containers")
+        self._durable = durable
+
+    def __iter__(self) -> Iterator[Container]:
+        """Oldest first."""
+        found = []
+        for container_id in os.listdir(self._directory):
+            try:
+                found.append(self._read(container_id))
+            except NotInStore:
+                continue  # being made or removed at this moment, or left half made by a crash: no container
+        return iter(sorted(found, key=lambda container: container.created))
+
+    def _read(self, container_id: str) -> Container:
+        path = os.path.join(self._directory, container_id, "config.json")
+        try:
+            with open(path, "rb") as file:
+                return Container.from_json(file.read())
+        except FileNotFoundError as error:
+            raise NotInStore(f"no container {container_id}; `pullpipe ps` lists them") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise Corrupt(f"{path} is damaged; `pullpipe rm {container_id}` removes the container") from error
+
+    def find(self, wanted: str) -> Container:
+        """The container with this name, or whose id starts so. Raises `NotInStore`."""
+        matches = [c for c in self if wanted and (c.name == wanted or c.id.startswith(wanted))]
+        exact = [c for c in matches if wanted in (c.name, c.id)]
+        if len(exact or matches) != 1:
+            what = "several containers match" if matches else "no container"
+            raise NotInStore(f"{what} {wanted!r}; `pullpipe ps` lists them")
+        return (exact or matches)[0]
+
+    def create(
+        self,
+        *,
+        image: str,
+        manifest: Digest,
+        layers: tuple[Digest, ...],
+        command: tuple[str, ...] = (),
+        name: str = "",
+        target: str = "",
+    ) -> Container:
+        """A new container with empty directories. Raises `InUse` when the name is taken."""
+        container_id = secrets.token_hex(32)
+        name = name or f"c-{container_id[:8]}"
+        if any(name == other.name for other in self):
+            raise InUse(f"the container name {name!r} is taken; choose another, or `pullpipe rm {name}` first")
+        container = Container(container_id, name, image, manifest, layers, command, time.time(), target)
+        for directory in ("", "upper", "work", "rootfs"):
+            os.mkdir(os.path.join(self.path(container), directory), 0o755 if directory == "upper" else 0o700)
+        self.update(container)
+        return container
+
+    def path(self, container: Container) -> str:
+        """The container's directory."""
+        return os.path.join(self._directory, container.id)
+
+    def update(self, container: Container) -> None:
+        """Writes the record anew."""
+        durable.write_file(
+            os.path.join(self.path(container), "config.json"), container.to_json(), durable=self._durable
+        )
+
+    def lock(self, container: Container) -> Lock:
+        """The lock of whoever runs it."""
+        return Lock(os.path.join(self.path(container), "lock"))
+
+    def is_running(self, container: Container) -> bool:
+        """Whether a runner holds its lock now."""
+        lock = self.lock(container)
+        free = lock.try_acquire()
+        lock.release()
+        return not free
+
+    def remove(self, container: Container) -> None:
+        """Removes the record first, then the files. Raises `InUse` when it runs."""
+        lock = self.lock(container)
+        if not lock.try_acquire():
+            raise InUse(f"container {container.name} is running; end its command first")
+        try:
+            os.unlink(os.path.join(self.path(container), "config.json"))
+            remove_tree(self.path(container))
+        finally:
+            lock.release()

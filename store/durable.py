@@ -1,0 +1,66 @@
+"""What survives a crash, and in which order it is made so. All of the store's durability lives here.
+
+Guaranteed with `durable=True`, on file systems that honour fsync:
+
+* `write_file`: after it returns, the new content is on disk; after a crash at any moment the file holds the old
+  content or the new one, whole.
+* `sync_tree` then `rename` then `sync_directory`: a name that is visible after a crash names content that was complete
+  on disk before the name existed.
+
+With `durable=False` the order in which a running system sees things is the same, and only the flushes are left out:
+a killed process loses nothing, a power cut may.
+"""
+
+from __future__ import annotations
+
+import os
+
+from store.errors import StoreError
+
+
+def write_file(path: str, data: bytes, *, durable: bool = True) -> None:
+    """Replaces the file at `path` by one that holds `data`, mode 0600, in one step.
+
+    The temporary file lies in the same directory under a name that only this process uses, so the caller's lock
+    decides who wins, and a crash leaves at most `PATH.PID.tmp`. Raises `OSError`.
+    """
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        raise
+    if durable:
+        sync_directory(os.path.dirname(path))
+
+
+def sync_directory(path: str) -> None:
+    """Flushes the names in the directory at `path` to disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_tree(path: str) -> None:
+    """Flushes the whole file system that holds `path`: one call for a pull, instead of an fsync for each file.
+
+    Raises `StoreError` where the kernel reports that writing back failed.
+    """
+    import ctypes  # Python has os.sync, which waits for every file system of the machine, but not syncfs
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if libc.syncfs(fd) != 0:
+            error = ctypes.get_errno()
+            raise StoreError(f"cannot flush {path} to disk: {os.strerror(error)}; check the disk's health")
+    finally:
+        os.close(fd)

@@ -1,0 +1,73 @@
+"""Advisory locks between processes, by flock(2): the kernel frees a dead owner's lock, so none is ever stale.
+
+One rule keeps the store free of deadlocks: **nobody waits for a lock while holding one**, but for the two of the store
+as a whole, each held only for moments and taken in this order: `use.lock` (shared by whoever publishes an image or
+stacks one, exclusive for whoever removes layers), then `index.lock` (one small read and write).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Lock:
+    """An flock on the file at `path`, which is created when it is not there."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = -1
+
+    def try_acquire(self, *, shared: bool = False) -> bool:
+        """Takes the lock if that needs no waiting, and says whether it did."""
+        return self._acquire(fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
+
+    def acquire(self, *, shared: bool = False) -> None:
+        """Takes the lock, waiting for its holders as long as it needs."""
+        self._acquire(fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+
+    def _acquire(self, operation: int) -> bool:
+        while True:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, operation)
+                if is_at(fd, self.path):
+                    self._fd = fd
+                    return True
+            except BlockingIOError:
+                os.close(fd)
+                return False
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)  # its last holder removed it while we waited: the file that counts is another one now
+
+    def release(self, *, remove: bool = False) -> None:
+        """Gives the lock back, with `remove` its file too; does nothing when it is not held."""
+        if self._fd >= 0:
+            if remove:
+                os.unlink(self.path)
+            os.close(self._fd)
+            self._fd = -1
+
+
+def is_at(fd: int, path: str) -> bool:
+    """Whether the open file is still the one that `path` names."""
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(fd), there)
+
+
+@contextmanager
+def held(path: str, *, shared: bool = False) -> Iterator[None]:
+    """Holds the lock at `path` for a block of code."""
+    lock = Lock(path)
+    lock.acquire(shared=shared)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,109 @@
+"""The store as a whole: one directory, its version, its locks, and the order in which a pull becomes visible."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from store import durable, locks
+from store.blobs import Blobs, Ingest
+from store.containers import Containers
+from store.errors import UnusableRoot
+from store.images import Images, index_document
+from store.layers import Layers, Staging
+
+FORMAT = 1
+_DIRECTORIES = ("blobs", "blobs/sha256", "ingest", "layers", "containers", "staging")
+
+
+class Store:
+    """A content-addressed store of blobs, unpacked layers, image records and containers.
+
+    `root` is made, mode 0700, when it is not there. With `durable`, what has been published survives a power cut (see
+    `store.durable`). Raises `UnusableRoot` when the directory is something else, another user's, or newer than this
+    program, and `OSError` when it cannot be made.
+    """
+
+    def __init__(self, root: str, *, durable: bool = True) -> None:
+        self.root = os.path.abspath(root)
+        self._durable = durable
+        self._open()
+        self.blobs = Blobs(self.root, durable=durable)
+        self.layers = Layers(self.root, durable=durable)
+        self.images = Images(self.root, durable=durable)
+        self.containers = Containers(self.root, durable=durable)
+
+    def _open(self) -> None:
+        version = os.path.join(self.root, "version")
+        try:
+            with open(version, "rb") as file:
+                found = file.read(64).strip()
+        except FileNotFoundError:
+            self._create(version)
+        except NotADirectoryError as error:
+            raise UnusableRoot(f"{self.root} is not a directory; name another one with --root") from error
+        else:
+            if not found.isdigit():
+                raise UnusableRoot(f"{version} is damaged: it should hold the number {FORMAT}")
+            if int(found) > FORMAT:
+                raise UnusableRoot(
+                    f"the store at {self.root} has format {int(found)}, and this pullpipe reads up to {FORMAT}; "
+                    "use a newer pullpipe, or another --root"
+                )
+        owner = os.stat(self.root).st_uid
+        if owner != os.geteuid():
+            raise UnusableRoot(f"the store at {self.root} belongs to user {owner}; name one of your own with --root")
+
+    def _create(self, version: str) -> None:
+        os.makedirs(self.root, mode=0o700, exist_ok=True)
+        strange = set(os.listdir(self.root)) - {"lost+found", "create.lock"} - _own_names()
+        if strange:
+            raise UnusableRoot(
+                f"{self.root} is not a pullpipe store and not empty; name an empty or new directory with --root"
+            )
+        os.chmod(self.root, 0o700)
+        with locks.held(os.path.join(self.root, "create.lock")):
+            for name in _DIRECTORIES:
+                os.makedirs(os.path.join(self.root, name), mode=0o700, exist_ok=True)
+            documents = {
+                "oci-layout": b'{"imageLayoutVersion": "1.0.0"}',
+                "index.json": index_document([]),
+                "version": b"%d\n" % FORMAT,
+            }
+            for name, data in documents.items():
+                if not os.path.exists(os.path.join(self.root, name)):
+                    durable.write_file(os.path.join(self.root, name), data, durable=self._durable)
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """For a short block of code that relies on what is in the store: nothing is swept meanwhile."""
+        with locks.held(os.path.join(self.root, "use.lock"), shared=True):
+            yield
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """For a block of code that removes what is unused; waits until nobody relies on it."""
+        with locks.held(os.path.join(self.root, "use.lock")):
+            yield
+
+    def publish(self, blobs: Sequence[Ingest], layers: Sequence[Staging]) -> None:
+        """Makes proven blobs and layers visible: one flush for all, then the renames, then the directories' names.
+
+        A crash in between leaves some of them visible, each whole, and none of them recorded yet.
+        """
+        if not blobs and not layers:
+            return
+        if self._durable:
+            durable.sync_tree(self.root)
+        arrived: list[Ingest | Staging] = [*blobs, *layers]
+        for item in arrived:
+            item.commit()
+        if self._durable:
+            for parent in {item.parent for item in arrived}:
+                durable.sync_directory(parent)
+
+
+def _own_names() -> set[str]:
+    """What a creation that was interrupted may have left."""
+    return {name for name in _DIRECTORIES if "/" not in name} | {"oci-layout", "index.json"}

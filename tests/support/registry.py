@@ -1,0 +1,168 @@
+"""Debian's `docker-registry`, the real peer that pulls and pushes are tested against.
+
+Images get into it through skopeo, so neither end of a test's transfer is pullpipe's own code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+START_SECONDS = 20.0
+STOP_SECONDS = 10.0
+
+
+class Registry:
+    """One `docker-registry serve` on a free loopback port, alive within its `with` block.
+
+    `directory` receives the configuration, the log and the storage. With `users` (name to password)
+    every request needs basic authentication.
+    """
+
+    def __init__(self, directory: Path, users: Mapping[str, str] | None = None) -> None:
+        self.directory = directory
+        self.users = dict(users or {})
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def host(self) -> str:
+        """`127.0.0.1:PORT`, as it begins a reference."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        """What the registry has logged so far, one line a request among the rest."""
+        return (self.directory / "registry.log").read_text(errors="backslashreplace")
+
+    def __enter__(self) -> Self:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        config = self.directory / "config.yml"
+        config.write_text(json.dumps(self._config()))  # JSON is YAML
+        with (self.directory / "registry.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                ["docker-registry", "serve", str(config)], stdout=log, stderr=subprocess.STDOUT
+            )
+        try:
+            self._wait_until_it_answers()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def push(
+        self,
+        layout: Path,
+        tag: str,
+        *,
+        to: str,
+        compression: Literal["gzip", "zstd"] | None = None,
+        format: Literal["oci", "v2s2"] = "oci",  # noqa: A002 - named as skopeo names it
+    ) -> str:
+        """Push image `tag` of the OCI layout `layout` to `to` (`name:tag`) and return its full reference.
+
+        Without a compression and as OCI, every byte and digest stays as it is in the layout, indexes
+        included. With a compression all layers are inflated and compressed anew. Docker's schema 2 knows no
+        zstd, and skopeo compresses by gzip what it finds uncompressed when it converts.
+        """
+        if (compression, format) == ("zstd", "v2s2"):
+            raise ValueError("a schema 2 manifest cannot name a zstd layer")
+        source = f"oci:{layout}:{tag}"
+        destination = [f"docker://{self.host}/{to}", "--dest-tls-verify=false"]
+        for user, password in list(self.users.items())[:1]:
+            destination.append(f"--dest-creds={user}:{password}")
+        with tempfile.TemporaryDirectory(dir=self.directory) as scratch:
+            if compression is None and format == "oci":
+                _skopeo_copy(scratch, source, *destination, "--preserve-digests")
+            elif compression is None:
+                _skopeo_copy(scratch, source, *destination, f"--format={format}")
+            else:
+                # skopeo 1.9.3 compresses only what is not compressed yet.
+                plain = f"dir:{scratch}/plain"
+                _skopeo_copy(scratch, source, plain, "--dest-decompress")
+                compress = f"--dest-compress-format={compression}"
+                _skopeo_copy(scratch, plain, *destination, f"--format={format}", compress)
+        return f"{self.host}/{to}"
+
+    def _config(self) -> dict[str, object]:
+        config: dict[str, object] = {
+            "version": "0.1",
+            "log": {"level": "info"},  # the level that tells which port the kernel gave
+            "storage": {
+                "filesystem": {"rootdirectory": str(self.directory / "storage")},
+                "delete": {"enabled": True},
+            },
+            "http": {"addr": "127.0.0.1:0"},
+        }
+        if self.users:
+            htpasswd = self.directory / "htpasswd"
+            htpasswd.write_text("".join(f"{user}:{_bcrypt(word)}\n" for user, word in self.users.items()))
+            config["auth"] = {"htpasswd": {"realm": "tests", "path": str(htpasswd)}}
+        return config
+
+    def _wait_until_it_answers(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"docker-registry ended with {self._process.returncode}:\n{self.log}")
+            if listening := re.search(r"listening on 127\.0\.0\.1:(\d+)", self.log):
+                self.port = int(listening[1])
+                if self._answers():
+                    return
+            time.sleep(0.02)
+        raise RuntimeError(f"docker-registry did not answer within {START_SECONDS} s:\n{self.log}")
+
+    def _answers(self) -> bool:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=2)
+        try:
+            connection.request("GET", "/v2/")
+            return connection.getresponse().status in (200, 401)
+        except (OSError, HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _stop(self) -> None:
+        assert self._process is not None
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _skopeo_copy(scratch: str, *arguments: str) -> None:
+    # skopeo remembers, for the whole machine, which blobs hold the same content, and puts a gzip blob it
+    # knows where a zstd one was asked for. As root only this variable moves that memory elsewhere.
+    environment = {**os.environ, "_CONTAINERS_ROOTLESS_UID": "1", "XDG_DATA_HOME": scratch}
+    done = subprocess.run(
+        ["skopeo", "copy", "--quiet", "--insecure-policy", "--all", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if done.returncode:
+        raise RuntimeError(f"skopeo copy {' '.join(arguments)}: {done.stderr}")
+
+
+def _bcrypt(password: str) -> str:
+    import bcrypt  # only the registries with users need it
+
+    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(rounds=4)).decode()
