@@ -1,0 +1,7 @@
+"""`python -m pullpipe`."""
+
+import sys
+
+from pullpipe.cli import main
+
+sys.exit(main())

@@ -1,0 +1,103 @@
+"""The errors of pullpipe.
+
+    PullpipeError
+    ├── InvalidReference       a text that is no image reference
+    ├── InvalidDocument        a manifest, index or config that is none, or not an image's
+    ├── NoSuchPlatform         the image has no manifest for the wanted platform
+    ├── TransferError          bytes could not be had
+    │   ├── Unreachable        no such host, connection refused, TLS, time-outs
+    │   ├── Unauthorized       authentication needed, or refused
+    │   ├── NotFound           no such image, tag or blob there
+    │   └── UnexpectedAnswer   the registry answered something that the protocol does not allow
+    ├── VerificationError      bytes came, and are not what their digest or size says
+    ├── LayerError             a layer's archive is damaged, hostile or not understood
+    ├── WorkerDied             an unpack process ended without a result
+    ├── NeedsRoot              what was asked for takes root's rights
+    ├── KernelRefused          a system call failed that mounting or running needs
+    ├── BadArgument            an argument that cannot be used: a directory that is not empty, a path that is none
+    └── RunError               the command could not be started
+        ├── CommandNotFound    (exit code 127)
+        └── CommandNotExecutable  (exit code 126)
+
+What the store refuses is a `store.StoreError`. Each message is one line that says what failed, on what, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class PullpipeError(Exception):
+    """Anything that pullpipe refuses or cannot do."""
+
+
+class InvalidReference(PullpipeError, ValueError):
+    """The text is no image reference."""
+
+
+class InvalidDocument(PullpipeError):
+    """A manifest, an index or a config that is none, or that describes no image."""
+
+
+class NoSuchPlatform(PullpipeError):
+    """The image has no manifest for the wanted platform."""
+
+
+class TransferError(PullpipeError):
+    """Bytes could not be had."""
+
+
+class Unreachable(TransferError):
+    """No such host, connection refused, no TLS, or no answer in time."""
+
+
+class Unauthorized(TransferError):
+    """The registry wants credentials, or does not take these."""
+
+
+class NotFound(TransferError):
+    """There is no such image, tag or blob."""
+
+
+class UnexpectedAnswer(TransferError):
+    """The registry's answer is not what the protocol allows."""
+
+
+class VerificationError(PullpipeError):
+    """The bytes are not what their digest or size says."""
+
+
+class LayerError(PullpipeError):
+    """A layer's archive is damaged, hostile, or of a kind that is not understood."""
+
+
+class WorkerDied(PullpipeError):
+    """An unpack process ended without a result."""
+
+
+class NeedsRoot(PullpipeError):
+    """What was asked for takes root's rights."""
+
+
+class KernelRefused(PullpipeError):
+    """A system call failed that mounting or running needs."""
+
+
+class BadArgument(PullpipeError):
+    """An argument that cannot be used."""
+
+
+class RunError(PullpipeError):
+    """The command could not be started."""
+
+    exit_code = 125
+
+
+class CommandNotFound(RunError):
+    """There is no such command in the image."""
+
+    exit_code = 127
+
+
+class CommandNotExecutable(RunError):
+    """The command is there and cannot be executed."""
+
+    exit_code = 126

@@ -1,0 +1,106 @@
+"""The system calls that Python lacks, by ctypes.
+
+Each raises `KernelRefused` with what it was asked and the kernel's reason, and the `OSError` as its cause.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from typing import NoReturn
+
+from pullpipe.errors import KernelRefused
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# glibc has no wrapper for it; the number differs from machine to machine: <asm/unistd.h>.
+_PIVOT_ROOT = {"x86_64": 155, "i686": 217, "armv7l": 218, "ppc64le": 203, "s390x": 217}.get(os.uname().machine, 41)
+
+# <linux/mount.h>
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_RELATIME = 1 << 21
+MS_STRICTATIME = 1 << 24
+MNT_DETACH = 0x2
+UMOUNT_NOFOLLOW = 0x8
+
+# <linux/sched.h>
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWPID = 0x20000000
+
+# <linux/prctl.h>, <linux/capability.h>
+_PR_SET_PDEATHSIG = 1
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
+    """mount(2); `kind` is the file system's type."""
+    arguments = (os.fsencode(source), os.fsencode(target), kind.encode() or None, flags, os.fsencode(options) or None)
+    if _libc.mount(*arguments) != 0:
+        _refused(f"mount {kind or source} on {target}")
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    if _libc.umount2(os.fsencode(target), flags) != 0:
+        _refused(f"unmount {target}")
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """pivot_root(2)."""
+    if _libc.syscall(_PIVOT_ROOT, os.fsencode(new_root), os.fsencode(put_old)) != 0:
+        _refused(f"make {new_root} the root")
+
+
+def unshare(flags: int) -> None:
+    """unshare(2), by `CLONE_NEW…` flags."""
+    if _libc.unshare(flags) != 0:
+        _refused("make new namespaces")
+
+
+def end_with_parent(signal: int) -> None:
+    """Has the kernel send this process the signal when its parent ends (PR_SET_PDEATHSIG)."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0) != 0:
+        _refused("tie this process to its parent")
+
+
+def no_new_privileges() -> None:
+    """From here on no execve gains rights by setuid bits or file capabilities (PR_SET_NO_NEW_PRIVS)."""
+    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        _refused("give up new privileges")
+
+
+def drop_bounding_capabilities(keep: int) -> None:
+    """Takes every capability that is not in the bit mask `keep` out of the bounding set."""
+    for capability in range(64):
+        if not keep >> capability & 1 and _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
+            if ctypes.get_errno() == errno.EINVAL:
+                return  # the first number that this kernel does not know
+            _refused("drop capabilities")
+
+
+def set_capabilities(mask: int) -> None:
+    """Makes the bit mask this process's effective and permitted capabilities, and empties the inheritable ones."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
+    if _libc.capset(header, data) != 0:
+        _refused("set capabilities")
+
+
+def _refused(what: str) -> NoReturn:
+    error = ctypes.get_errno()
+    cause = OSError(error, os.strerror(error))
+    raise KernelRefused(f"the kernel refused to {what}: {os.strerror(error)}") from cause

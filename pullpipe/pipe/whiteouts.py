@@ -1,0 +1,100 @@
+"""What a whiteout becomes on disk (image-spec, layer.md, "Whiteouts"): two forms, each a type.
+
+`OverlayTree` is a layer alone, to be stacked: a whiteout is a 0:0 character device, an opaque directory has the
+attribute `trusted.overlay.opaque` (kernel documentation, filesystems/overlayfs.rst, "whiteouts and opaque
+directories"). `FlatTree` is one directory that layers are applied to in order: a whiteout removes.
+
+Either way a whiteout speaks of the layers below and never of its own, so the order of a layer's entries does not
+matter.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from pullpipe.pipe.directory import Path, Tree, _Directory, is_whiteout
+
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class OverlayTree(Tree):
+    """One layer as a lower directory of overlayfs."""
+
+    def __init__(self, root: int) -> None:
+        super().__init__(root)
+        self._opaque: set[Path] = set()
+
+    def finish(self) -> None:
+        for path in self._opaque:
+            self._drop_whiteouts(path)
+        super().finish()
+
+    def _hide(self, parent: _Directory, name: bytes) -> None:
+        try:
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent.fd)
+        except FileExistsError:
+            # The layer's own file hides what is below by itself; its own directory must not let it through.
+            if stat.S_ISDIR(os.lstat(name, dir_fd=parent.fd).st_mode):
+                self._make_opaque((*parent.path, name))
+
+    def _hide_below(self, directory: _Directory) -> None:
+        self._make_opaque(directory.path)
+
+    def _replaced(self, directory: Path) -> None:
+        self._make_opaque(directory)
+
+    def _make_opaque(self, path: Path) -> None:
+        self._opaque.add(path)
+        if not path:
+            self.opaque_root = True  # overlayfs ignores the attribute on a layer's root: the stack is cut instead
+            return
+        fd = os.open(path[-1], _OPEN, dir_fd=self._directory(path[:-1]).fd)
+        try:
+            os.setxattr(fd, "trusted.overlay.opaque", b"y")
+        finally:
+            os.close(fd)
+
+    def _drop_whiteouts(self, path: Path) -> None:
+        """Below an opaque directory there is nothing to hide, and a listing would show the device."""
+        try:
+            top = self._directory(path, make=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return  # replaced by a later entry
+        for _, _, names, fd in os.fwalk(b".", dir_fd=top.fd):
+            for name in names:
+                if is_whiteout(os.lstat(name, dir_fd=fd)):
+                    os.unlink(name, dir_fd=fd)
+
+
+class FlatTree(Tree):
+    """Layers applied one after the other to one directory; one object for each layer."""
+
+    def __init__(self, root: int) -> None:
+        super().__init__(root)
+        self._mine: set[Path] = set()  # what this layer made, with all directories on the way
+
+    def _wrote(self, path: Path) -> None:
+        while path and path not in self._mine:
+            self._mine.add(path)
+            path = path[:-1]
+
+    def _hide(self, parent: _Directory, name: bytes) -> None:
+        try:
+            status = os.lstat(name, dir_fd=parent.fd)
+        except FileNotFoundError:
+            return
+        path = (*parent.path, name)
+        if path not in self._mine:
+            self._clear(parent, name)
+        elif stat.S_ISDIR(status.st_mode):
+            self._hide_below(self._directory(path))
+
+    def _hide_below(self, directory: _Directory) -> None:
+        fd = os.open(".", _OPEN, dir_fd=directory.fd)
+        try:
+            names = os.listdir(fd)
+        finally:
+            os.close(fd)
+        for name in names:
+            self._hide(directory, os.fsencode(name))
