@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from pullpipe.errors import InvalidDocument, NoSuchPlatform
@@ -94,6 +96,7 @@ class Descriptor(NamedTuple):
     digest: Digest
     size: int
     platform: Platform | None = None
+    annotations: Mapping[str, str] = MappingProxyType({})
 
     @classmethod
     def from_json(cls, value: object, what: str) -> Descriptor:
@@ -110,7 +113,14 @@ class Descriptor(NamedTuple):
         size = fields.get("size")
         if type(size) is not int or size < 0:
             raise InvalidDocument(f"{what}.size is {size!r}, not a number of bytes")
-        return cls(_text(fields, "mediaType", what), _digest(fields.get("digest"), f"{what}.digest"), size, platform)
+        annotations = _expect(fields.get("annotations") or {}, dict, f"{what}.annotations")
+        return cls(
+            media_type=_text(fields, "mediaType", what),
+            digest=_digest(fields.get("digest"), f"{what}.digest"),
+            size=size,
+            platform=platform,
+            annotations={key: _text(annotations, key, f"{what}.annotations") for key in annotations},
+        )
 
 
 class Manifest(NamedTuple):

@@ -11,7 +11,6 @@ import fcntl
 import os
 from collections.abc import Iterator
 
-from store import durable
 from store.digest import Digest
 from store.errors import Corrupt, InUse, InvalidDigest, NotInStore
 from store.locks import is_at
@@ -20,10 +19,9 @@ from store.locks import is_at
 class Blobs:
     """The blobs of the store at `root`."""
 
-    def __init__(self, root: str, *, durable: bool) -> None:
+    def __init__(self, root: str) -> None:
         self._directory = os.path.join(root, "blobs")
         self._ingest = os.path.join(root, "ingest")
-        self._durable = durable
 
     def path(self, digest: Digest) -> str:
         """Where the blob is, or would be."""
@@ -61,13 +59,6 @@ class Blobs:
             raise Corrupt(f"blob {digest} is damaged in the store; remove the image and pull it again")
         return data
 
-    def add(self, digest: Digest, data: bytes) -> None:
-        """Keeps a small document under a digest that the caller has checked."""
-        path = self.path(digest)
-        if not os.path.exists(path):
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            durable.write_file(path, data, durable=self._durable)
-
     def remove(self, digest: Digest) -> int:
         """Removes the blob and returns the bytes that it had; 0 when it was not here."""
         size = self.size(digest)
@@ -84,6 +75,16 @@ class Blobs:
         """
         path = os.path.join(self._ingest, f"{digest.algorithm}-{digest.hex}")
         return Ingest(path, self.path(digest), size)
+
+    def document(self, digest: Digest, data: bytes) -> Ingest:
+        """A small document, complete: an ingest of its own, so that nobody has to wait for anybody.
+
+        The caller has checked that `data` has this digest.
+        """
+        path = os.path.join(self._ingest, f"{digest.algorithm}-{digest.hex}.{os.getpid()}")
+        ingest = Ingest(path, self.path(digest), 0)
+        os.write(ingest.fileno(), data)
+        return ingest
 
 
 class Ingest:

@@ -2,6 +2,7 @@
 
 containers/<id>/config.json   the record (`Container`)
 containers/<id>/upper, work   overlayfs's upper and work directories
+containers/<id>/lower         an empty directory, the bottom of a stack without layers
 containers/<id>/rootfs        an empty directory, the mount point inside the container's own mount namespace
 containers/<id>/lock          held by the runner for as long as the container runs
 """
@@ -108,7 +109,7 @@ class Containers:
         if any(name == other.name for other in self):
             raise InUse(f"the container name {name!r} is taken; choose another, or `pullpipe rm {name}` first")
         container = Container(container_id, name, image, manifest, layers, command, time.time(), target)
-        for directory in ("", "upper", "work", "rootfs"):
+        for directory in ("", "upper", "work", "lower", "rootfs"):
             os.mkdir(os.path.join(self.path(container), directory), 0o755 if directory == "upper" else 0o700)
         self.update(container)
         return container

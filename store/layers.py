@@ -28,7 +28,7 @@ class LayerInfo(NamedTuple):
     entries: int  # tar entries applied, whiteouts included
     whiteouts: int  # names hidden, opaque directories not counted
     opaque_root: bool  # hides every layer below
-    implied: tuple[str, ...]  # directories that no entry described, as paths in the layer; names by surrogateescape
+    implied: tuple[str, ...]  # directories that no entry described, "" the root; bytes as os.fsdecode gives them
 
     def to_json(self) -> bytes:
         """The document on disk."""
@@ -52,10 +52,9 @@ class LayerInfo(NamedTuple):
 class Layers:
     """The layers of the store at `root`."""
 
-    def __init__(self, root: str, *, durable: bool) -> None:
+    def __init__(self, root: str) -> None:
         self._directory = os.path.join(root, "layers")
         self._staging = os.path.join(root, "staging")
-        self._durable = durable
 
     def files(self, diff_id: Digest) -> str:
         """The directory with the layer's tree."""
@@ -97,7 +96,7 @@ class Layers:
         """
         path = os.path.join(self._staging, f"{diff_id.algorithm}-{diff_id.hex}")
         remove_tree(path)
-        return Staging(path, self._path(diff_id), durable=self._durable)
+        return Staging(path, self._path(diff_id))
 
     def clean(self) -> None:
         """Removes from `staging/` what a crash or kill left there: everything whose lock nobody holds."""
@@ -112,19 +111,21 @@ class Layers:
     def remove(self, diff_id: Digest) -> None:
         """Takes the layer out of sight in one step, and then removes its files. The caller holds `use.lock`."""
         doomed = os.path.join(self._staging, f"removed-{diff_id.algorithm}-{diff_id.hex}")
+        lock = Lock(doomed + ".lock")
+        lock.acquire()
         remove_tree(doomed)
         os.rename(self._path(diff_id), doomed)
         remove_tree(doomed)
+        lock.release(remove=True)
 
 
 class Staging:
     """A layer in the making."""
 
-    def __init__(self, path: str, final: str, *, durable: bool) -> None:
+    def __init__(self, path: str, final: str) -> None:
         self.path = path
         self.files = os.path.join(path, "fs")
         self._final = final
-        self._durable = durable
         os.mkdir(path, 0o700)
         os.mkdir(self.files, 0o755)
 

@@ -29,8 +29,8 @@ class Store:
         self.root = os.path.abspath(root)
         self._durable = durable
         self._open()
-        self.blobs = Blobs(self.root, durable=durable)
-        self.layers = Layers(self.root, durable=durable)
+        self.blobs = Blobs(self.root)
+        self.layers = Layers(self.root)
         self.images = Images(self.root, durable=durable)
         self.containers = Containers(self.root, durable=durable)
 

@@ -65,7 +65,7 @@ class Tree:
         self._open: dict[Path, _Directory] = {}
         self._times: dict[Path, int] = {}  # of directories, set at the end: every new child changes them
         self._late: dict[Path, Entry] = {}  # hardlinks to what has not come yet
-        self.implied: set[Path] = set()
+        self.implied: set[Path] = {()}  # directories, the root among them, that no entry has described
         self.size = 0
         self.entries = 0
         self.whiteouts = 0
@@ -308,6 +308,7 @@ class Tree:
         os.fchmod(self._root.fd, entry.mode)
         self._set_xattrs(self._root.fd, entry)
         self._times[()] = entry.mtime_ns
+        self.implied.discard(())
 
     def _set_xattrs(self, target: int | bytes, entry: Entry) -> None:
         for name, value in entry.xattrs.items():

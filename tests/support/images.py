@@ -58,14 +58,16 @@ class Attributes:
         """The tar header of `path` with these attributes."""
         info = tarfile.TarInfo(_text(path))
         info.type, info.mode, info.uid, info.gid = kind, mode, self.uid, self.gid
+        records: dict[str, str] = {}
         seconds, nanoseconds = divmod(abs(self.mtime_ns), 10**9)
         if nanoseconds or self.mtime_ns < 0:
             sign = "-" if self.mtime_ns < 0 else ""
-            info.pax_headers["mtime"] = f"{sign}{seconds}.{nanoseconds:09}"
+            records["mtime"] = f"{sign}{seconds}.{nanoseconds:09}"
         else:
             info.mtime = seconds
         for name, value in self.xattrs.items():
-            info.pax_headers[f"SCHILY.xattr.{name}"] = _text(value)
+            records[f"SCHILY.xattr.{name}"] = _text(value)
+        info.pax_headers = records
         return info
 
 

@@ -79,8 +79,7 @@ def difference(a: Snapshot, b: Snapshot) -> list[str]:
                 one, other = (getattr(node, attribute.name) for node in (a[path], b[path]))
                 if one != other:
                     lines.append(
-                        f"{shown}: {attribute.name} {_show(attribute.name, one)}"
-                        f" != {_show(attribute.name, other)}"
+                        f"{shown}: {attribute.name} {_show(attribute.name, one)} != {_show(attribute.name, other)}"
                     )
     return lines
 
@@ -113,11 +112,7 @@ def _record(
 
 
 def _xattrs(place: str, *, follow: bool) -> tuple[tuple[str, bytes], ...]:
-    names = (
-        name
-        for name in os.listxattr(place, follow_symlinks=follow)
-        if not name.startswith(_IGNORED_XATTRS)
-    )
+    names = (name for name in os.listxattr(place, follow_symlinks=follow) if not name.startswith(_IGNORED_XATTRS))
     return tuple((name, os.getxattr(place, name, follow_symlinks=follow)) for name in sorted(names))
 
 

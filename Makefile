@@ -1,0 +1,54 @@
+# Two commands do everything on a fresh Debian: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# What the tests use of Debian: a real registry, real peers, what builds images. COMMAND:PACKAGE.
+TOOLS := docker-registry:docker-registry skopeo:skopeo umoci:umoci ldd:libc-bin zstd:zstd tmux:tmux
+
+.PHONY: demo test check bench tools clean
+
+demo: $(BIN)/pullpipe
+	$(BIN)/pullpipe demo
+
+test: check tools
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(BIN)/pullpipe
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m benchmarks
+
+# Debian keeps venv's installer in a package of its own.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "pullpipe needs Python 3.11 or newer; name one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+	    || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq --yes python3-venv; } \
+	    || { echo "Python has no venv here; install it: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(BIN)/pullpipe: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.test: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[test]'
+	@touch $@ $(BIN)/pullpipe
+
+# As root with apt, install what is missing; else the tests that need it say so and are left out.
+tools:
+	@missing=; for tool in $(TOOLS); do \
+	    command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool##*:}"; done; \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $$missing; \
+	else echo "not installed, so some tests are left out:$$missing"; fi
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,142 @@
+"""The command line. Only this folder prints, parses argv and reads the environment.
+
+One command, one file: a module of this package with `HELP` (one line), `configure(parser)` and `run(arguments)`, which
+returns the exit code. Only the module of the command that was asked for is imported: a short
+command should not wait for the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from pullpipe import __version__
+from pullpipe.errors import PullpipeError, RunError
+from store import StoreError
+
+# In the order that help shows them. A module is named as its command, but for words that Python keeps for itself.
+COMMANDS = (
+    "pull",
+    "run",
+    "images",
+    "inspect",
+    "ps",
+    "rm",
+    "rmi",
+    "load",
+    "mount",
+    "umount",
+    "unpack",
+    "demo",
+)
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space, or name another place with --root",
+    errno.EDQUOT: "free some of your quota, or name another place with --root",
+    errno.EROFS: "name a writable place with --root",
+    errno.EACCES: "use sudo, or name a place of your own with --root",
+    errno.EPERM: "use sudo, or name a place of your own with --root",
+    errno.EIO: "check the disk",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0; 1 for a failure; 2 for usage; `run` has the command's own."""
+    parser = argparse.ArgumentParser(
+        prog="pullpipe",
+        description="Pull container images while unpacking them, stack their layers, run a command in them.",
+        epilog="`pullpipe COMMAND --help` tells more of a command.",
+        add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_global_options(parser, top=True)
+    parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
+    parser.add_argument("command", nargs="?", help="see below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    known = parser.parse_args(argv)
+    if known.help or known.command is None:
+        return _show_help(parser, asked=known.help)
+    if known.command not in COMMANDS:
+        parser.error(f"there is no command {known.command!r}; `pullpipe --help` lists them")
+    module = _module(known.command)
+    command_parser = argparse.ArgumentParser(prog=f"pullpipe {known.command}", description=module.HELP)
+    _add_global_options(command_parser, top=False)
+    module.configure(command_parser)
+    arguments = command_parser.parse_args(known.arguments, namespace=argparse.Namespace(**_globals(known)))
+    return _guarded(module, arguments)
+
+
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f"pullpipe.cli.{command}")
+
+
+def _add_global_options(parser: argparse.ArgumentParser, *, top: bool) -> None:
+    """Before the command or behind it; what stands behind wins."""
+    unset = None if top else argparse.SUPPRESS
+    parser.add_argument("--root", metavar="DIR", default=unset, help=f"the store (PULLPIPE_ROOT; default {_root()})")
+    parser.add_argument(
+        "--log-level", choices=("error", "debug"), default=unset or "error", help="debug shows tracebacks"
+    )
+    if top:
+        parser.add_argument("--version", action="version", version=f"pullpipe {__version__}")
+
+
+def _globals(known: argparse.Namespace) -> dict[str, str]:
+    return {"root": known.root or _root(), "log_level": known.log_level}
+
+
+def _root() -> str:
+    """Where the store is unless the user says otherwise."""
+    if root := os.environ.get("PULLPIPE_ROOT"):
+        return root
+    if os.geteuid() == 0:
+        return "/var/lib/pullpipe"
+    return os.path.join(os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share"), "pullpipe")
+
+
+def _show_help(parser: argparse.ArgumentParser, *, asked: bool) -> int:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {_module(name).HELP}" for name in COMMANDS]
+    text = f"{parser.format_help()}\ncommands:\n" + "\n".join(lines)
+    print(text, file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
+
+
+def _guarded(module: ModuleType, arguments: argparse.Namespace) -> int:
+    """The command; what goes wrong in it becomes one line and an exit code."""
+    try:
+        code: int = module.run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (PullpipeError, StoreError, OSError) as error:
+        if arguments.log_level == "debug":
+            raise
+        print(f"pullpipe: error: {_one_line(error)}", file=sys.stderr)
+        return error.exit_code if isinstance(error, RunError) else getattr(module, "FAILURE", 1)
+    except Exception as error:
+        if arguments.log_level == "debug":
+            raise
+        what = _one_line(PullpipeError(f"this is a bug: {type(error).__name__}: {error}"))
+        print(f"pullpipe: error: {what}; report it with what --log-level debug shows", file=sys.stderr)
+        return getattr(module, "FAILURE", 1)
+    return code
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, StoreError):
+        reason = (error.strerror or str(error)).lower()
+        where = f" {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
+        remedy = _REMEDIES.get(error.errno or 0, "check it, and try again")
+        text = f"cannot use{where or ' the store'}: {reason}; {remedy}"
+    else:
+        text = str(error)
+    return " ".join(text.split())

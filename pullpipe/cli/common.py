@@ -1,0 +1,125 @@
+"""What several commands share: opening the store, pulling, tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pullpipe import local
+from pullpipe.errors import NeedsRoot, NotFound
+from pullpipe.oci import Platform
+from pullpipe.progress import FACES, Progress, face
+from pullpipe.reference import Reference
+from store import ImageRecord, Store
+
+if TYPE_CHECKING:
+    pass
+
+_T = TypeVar("_T")
+
+
+def open_store(arguments: argparse.Namespace) -> Store:
+    """The store that --root names."""
+    return Store(arguments.root, durable=getattr(arguments, "durability", "full") == "full")
+
+
+def require_root(what: str) -> None:
+    """Raises `NeedsRoot`."""
+    if os.geteuid() != 0:
+        raise NeedsRoot(f"{what} needs root for now (owners, devices and overlay mounts): use sudo")
+
+
+def add_pull_options(parser: argparse.ArgumentParser, *, policy: str) -> None:
+    """What `pull`, and whatever pulls by the way, can be told; `policy` is the default for that."""
+    parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="instead of this machine's")
+    parser.add_argument("--plain-http", action="store_true", help="speak HTTP without TLS to the registry")
+    parser.add_argument("--creds", metavar="USER:PASSWORD", help="authenticate with these")
+    add_unpack_options(parser)
+    name = "--policy" if policy == "always" else "--pull"
+    parser.add_argument(
+        name,
+        dest="policy",
+        choices=("always", "newer", "missing", "never"),
+        default=policy,
+        help="when to ask the registry; newer keeps the local image if there is no answer (default: %(default)s)",
+    )
+
+
+def add_unpack_options(parser: argparse.ArgumentParser) -> None:
+    """How layers get into the store, wherever they come from."""
+    parser.add_argument("--jobs", metavar="N", type=_positive, default=6, help="layers in flight (default: 6)")
+    parser.add_argument("--discard-blobs", action="store_true", help="keep the unpacked layers only")
+    parser.add_argument("--durability", choices=("full", "none"), default="full", help="none leaves out the flushes")
+    parser.add_argument("--progress", choices=FACES, default="auto", help="what standard error shows of it")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show nothing but the result")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def platform_of(arguments: argparse.Namespace) -> Platform:
+    """The platform that was asked for."""
+    return Platform.parse(arguments.platform) if arguments.platform else Platform.of_this_machine()
+
+
+def provide(store: Store, reference: Reference, arguments: argparse.Namespace) -> ImageRecord:
+    """Has the image in the store by the policy that was asked for, and returns its record.
+
+    An image that is here and need not be asked for costs no network, and no import of what speaks to it.
+    """
+    platform = platform_of(arguments)
+    record = store.images.get(str(reference))
+    if record is not None and not platform.accepts(Platform(record.os, record.architecture, record.variant)):
+        record = None
+    if record is not None and not local.is_whole(store, local.load(store, record)):
+        record = None
+    if record is not None and (arguments.policy in ("missing", "never") or reference.digest is not None):
+        return record
+    if arguments.policy == "never":
+        raise NotFound(f"{reference} for {platform} is not in the store, and --policy never forbids to pull it")
+    require_root("pulling")
+    from pullpipe.cli.network import pull_from_registry
+
+    return pull_from_registry(store, reference, arguments, platform, record)
+
+
+def progress_of(arguments: argparse.Namespace) -> Progress:
+    """The face that was asked for."""
+    return Progress() if arguments.quiet else face(arguments.progress)
+
+
+def run_until_signal(work: Coroutine[Any, Any, _T]) -> _T:
+    """Runs the coroutine; SIGTERM cancels it as Ctrl-C does, so that it can clean up."""
+
+    import asyncio  # 50 ms, which commands that wait for nothing should not pay
+
+    async def supervised() -> _T:
+        task = asyncio.ensure_future(work)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await task
+
+    try:
+        return asyncio.run(supervised())
+    except asyncio.CancelledError:
+        sys.exit(128 + signal.SIGTERM)
+
+
+def print_json(value: object) -> None:
+    """To standard output, for people and programs."""
+    print(json.dumps(value, indent=2))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as what stands in them."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for line in lines:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())

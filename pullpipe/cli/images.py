@@ -1,0 +1,50 @@
+"""`pullpipe images`"""
+
+from __future__ import annotations
+
+import argparse
+
+from pullpipe import local
+from pullpipe.cli.common import open_store, print_json, print_table
+from pullpipe.oci import Platform
+from pullpipe.progress import human_size
+
+HELP = "list the images in the store"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """--format json has: reference, digest, platform, layers (how many), size (bytes, compressed), created."""
+    store = open_store(arguments)
+    found = []
+    for record in sorted(store.images):
+        image = local.load(store, record)
+        found.append(
+            {
+                "reference": record.reference,
+                "digest": str(record.manifest),
+                "platform": str(Platform(record.os, record.architecture, record.variant)),
+                "layers": len(image.manifest.layers),
+                "size": image.size,
+                "created": image.config.created,
+            }
+        )
+    if arguments.format == "json":
+        print_json(found)
+    else:
+        rows = [
+            (
+                str(image["reference"]),
+                str(image["digest"]).partition(":")[2][:12],
+                str(image["platform"]),
+                str(image["layers"]),
+                human_size(int(str(image["size"]))),
+                str(image["created"])[:10],
+            )
+            for image in found
+        ]
+        print_table(("IMAGE", "DIGEST", "PLATFORM", "LAYERS", "SIZE", "CREATED"), rows)
+    return 0

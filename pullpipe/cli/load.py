@@ -1,0 +1,48 @@
+"""`pullpipe load FILE|DIR|-`"""
+
+from __future__ import annotations
+
+import argparse
+
+from pullpipe.cli.common import (
+    add_unpack_options,
+    open_store,
+    platform_of,
+    progress_of,
+    require_root,
+    run_until_signal,
+)
+from pullpipe.errors import BadArgument
+from pullpipe.oci import Platform
+from pullpipe.pipe.pull import Options, pull
+from pullpipe.transports import load
+
+HELP = "take images from an OCI layout or a Docker archive; prints their names"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_unpack_options(parser)
+    parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="instead of this machine's")
+    parser.add_argument("-t", "--tag", metavar="NAME", help="what to call the image, when there is one")
+    parser.add_argument(
+        "path", metavar="FILE|DIR|-", help="a directory, a tar archive (compressed or not), or a stream"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    require_root("loading an image")
+    store = open_store(arguments)
+    platform: Platform = platform_of(arguments)
+    options = Options(platform, jobs=arguments.jobs, keep_blobs=not arguments.discard_blobs)
+    with load.opened(arguments.path, arguments.tag, spool=store.root) as images:
+        if not images:
+            raise BadArgument(f"{arguments.path} holds no image")
+        for image in images:
+            for reference in image.references:
+                progress = progress_of(arguments)
+                try:
+                    run_until_signal(pull(image.source, image.wanted, str(reference), store, options, progress))
+                finally:
+                    progress.close()
+                print(reference)
+    return 0

@@ -1,0 +1,48 @@
+"""`pullpipe mount REF DIR`"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from pullpipe import local, stack
+from pullpipe.cli.common import open_store, require_root
+from pullpipe.errors import BadArgument
+from pullpipe.reference import Reference
+
+HELP = "show an image's stacked layers at a directory, read-only unless told otherwise"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rw", action="store_true", help="writable, into a layer of its own that `umount` keeps")
+    parser.add_argument("reference", metavar="REF")
+    parser.add_argument("directory", metavar="DIR")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    require_root("mounting")
+    store = open_store(arguments)
+    target = os.path.realpath(arguments.directory)
+    if not os.path.isdir(target):
+        raise BadArgument(f"{arguments.directory} is not a directory; make it first")
+    if os.path.ismount(target):
+        raise BadArgument(f"something is mounted at {target} already; `pullpipe umount {target}` if it is ours")
+    with store.shared():
+        image = local.find(store, Reference.parse(arguments.reference))
+        container = store.containers.create(
+            image=image.record.reference,
+            manifest=image.record.manifest,
+            layers=image.config.diff_ids,
+            target=target,
+        )
+        try:
+            stacked = stack.build(store, container)
+            if arguments.rw:
+                stack.mount(stacked, target)
+            else:
+                stack.mount_read_only(stacked, target)
+        except BaseException:
+            store.containers.remove(container)
+            raise
+    print(target)
+    return 0

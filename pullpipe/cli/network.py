@@ -1,0 +1,45 @@
+"""Pulling from a registry, for the commands that do. Importing this takes aiohttp's 0.2 s, so they do it late."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from pullpipe.cli.common import progress_of, run_until_signal
+from pullpipe.errors import TransferError
+from pullpipe.oci import Platform
+from pullpipe.pipe.pull import Options, Pulled, pull
+from pullpipe.progress import Progress
+from pullpipe.reference import Reference
+from pullpipe.registry.auth import Credentials
+from pullpipe.registry.client import RegistryClient
+from store import ImageRecord, Store
+
+
+def pull_from_registry(
+    store: Store, reference: Reference, arguments: argparse.Namespace, platform: Platform, present: ImageRecord | None
+) -> ImageRecord:
+    """Pulls the image; with the policy `newer`, what is present serves when the registry does not."""
+    credentials = Credentials.parse(arguments.creds) if arguments.creds else None
+    options = Options(platform, jobs=arguments.jobs, keep_blobs=not arguments.discard_blobs)
+    progress = progress_of(arguments)
+
+    async def work() -> Pulled:
+        async with RegistryClient(reference, plain_http=arguments.plain_http, credentials=credentials) as client:
+            return await pull(client, reference.wanted, str(reference), store, options, progress)
+
+    try:
+        pulled = run_until_signal(work())
+    except TransferError as error:
+        if present is None or arguments.policy != "newer":
+            raise
+        print(f"pullpipe: warning: {error}; using the image that is here", file=sys.stderr)
+        return present
+    finally:
+        progress.close()
+    _tell(progress, reference, pulled)
+    return pulled.record
+
+
+def _tell(progress: Progress, reference: Reference, pulled: Pulled) -> None:
+    progress.note(f"pulled {reference}" if pulled.fetched else f"{reference} is up to date")

@@ -1,0 +1,31 @@
+"""`pullpipe rm CONTAINER…`"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from pullpipe import local
+from pullpipe.cli.common import open_store
+from store import InUse
+
+HELP = "remove containers that have ended"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("containers", metavar="CONTAINER", nargs="+", help="a name, or the start of an id")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    store = open_store(arguments)
+    for wanted in arguments.containers:
+        container = store.containers.find(wanted)
+        if container.target and os.path.ismount(container.target):
+            raise InUse(
+                f"{container.name} is mounted at {container.target}; `pullpipe umount {container.target}` first"
+            )
+        store.containers.remove(container)
+        print(container.name)
+    with store.exclusive():
+        local.collect(store)  # a container may have been the last to need a layer
+    return 0

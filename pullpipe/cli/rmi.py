@@ -1,0 +1,32 @@
+"""`pullpipe rmi REF…`"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from pullpipe import local
+from pullpipe.cli.common import open_store
+from pullpipe.progress import human_size
+from pullpipe.reference import Reference
+from store import InUse
+
+HELP = "remove images, and the layers that nothing else needs"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("references", metavar="REF", nargs="+")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    store = open_store(arguments)
+    for text in arguments.references:
+        reference = Reference.parse(text)
+        users = [container.name for container in store.containers if container.image == str(reference)]
+        if users:
+            raise InUse(f"{reference} is used by {', '.join(users)}; `pullpipe rm {' '.join(users)}` first")
+        swept = local.remove(store, reference)
+        print(reference)
+        freed = f"{swept.layers} layers and {swept.blobs} blobs ({human_size(swept.blob_bytes)})"
+        print(f"removed {freed}", file=sys.stderr)
+    return 0

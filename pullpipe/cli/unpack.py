@@ -1,0 +1,33 @@
+"""`pullpipe unpack REF DIR`"""
+
+from __future__ import annotations
+
+import argparse
+
+from pullpipe import local
+from pullpipe.cli.common import open_store, progress_of, require_root, run_until_signal
+from pullpipe.pipe.flatten import flatten
+from pullpipe.progress import FACES
+from pullpipe.reference import Reference
+
+HELP = "apply an image's layers, one after the other, to a directory"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--progress", choices=FACES, default="auto", help="what standard error shows of it")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show nothing but the result")
+    parser.add_argument("reference", metavar="REF")
+    parser.add_argument("directory", metavar="DIR", help="new, or empty")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    require_root("unpacking")
+    store = open_store(arguments)
+    image = local.find(store, Reference.parse(arguments.reference))
+    progress = progress_of(arguments)
+    try:
+        run_until_signal(flatten(store, image, arguments.directory, progress))
+    finally:
+        progress.close()
+    print(arguments.directory)
+    return 0

@@ -1,0 +1,70 @@
+"""Images that are in the store: from a record to its manifest, config and layers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pullpipe.errors import InvalidDocument, NotFound
+from pullpipe.oci import ImageConfig, Index, Manifest, parse_document
+from pullpipe.reference import Reference
+from store import Digest, ImageRecord, Store, StoreError
+from store.gc import Swept, sweep
+
+
+class LocalImage(NamedTuple):
+    """An image of the store, with what its documents say."""
+
+    record: ImageRecord
+    manifest: Manifest
+    config: ImageConfig
+
+    @property
+    def size(self) -> int:
+        """Of its compressed layers, in bytes."""
+        return sum(layer.size for layer in self.manifest.layers)
+
+
+def load(store: Store, record: ImageRecord) -> LocalImage:
+    """Reads the record's documents. Raises `StoreError` or `InvalidDocument`."""
+    manifest = parse_document(store.blobs.read(record.manifest), record.media_type)
+    if isinstance(manifest, Index):
+        raise InvalidDocument(f"the record of {record.reference} names an index; remove it and pull again")
+    config = ImageConfig.parse(store.blobs.read(manifest.config.digest), layers=len(manifest.layers))
+    return LocalImage(record, manifest, config)
+
+
+def is_whole(store: Store, image: LocalImage) -> bool:
+    """Whether every layer is unpacked."""
+    return all(diff_id in store.layers for diff_id in image.config.diff_ids)
+
+
+def find(store: Store, reference: Reference) -> LocalImage:
+    """The image of this name. Raises `NotFound` with what to do."""
+    record = store.images.get(str(reference))
+    if record is None:
+        raise NotFound(f"{reference} is not in the store; `pullpipe pull {reference}` fetches it")
+    return load(store, record)
+
+
+def remove(store: Store, reference: Reference) -> Swept:
+    """Removes the image's record, and what no other image and no container needs. Raises `NotInStore`."""
+    with store.exclusive():
+        store.images.remove(str(reference))
+        return collect(store)
+
+
+def collect(store: Store) -> Swept:
+    """Removes what no image and no container leads to. The caller holds the store exclusively."""
+    blobs: set[Digest] = set()
+    layers: set[Digest] = set()
+    for record in store.images:
+        blobs |= {record.manifest, record.resolved}
+        try:
+            image = load(store, record)
+        except (InvalidDocument, StoreError):
+            continue  # damaged: what it names cannot be known, and it cannot be used either
+        blobs |= {image.manifest.config.digest, *(layer.digest for layer in image.manifest.layers)}
+        layers |= set(image.config.diff_ids)
+    for container in store.containers:
+        layers |= set(container.layers)
+    return sweep(store, blobs=blobs, layers=layers)

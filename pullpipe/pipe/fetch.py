@@ -1,0 +1,72 @@
+"""One blob into its ingest file.
+
+The file only grows: what an earlier run left is continued, and a source that begins at the start again has its first
+bytes passed over. So whoever follows the file (the unpack worker, which hashes every byte of it) never sees a byte
+change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import aiofiles
+
+from pullpipe.errors import TransferError, VerificationError
+from pullpipe.oci import Descriptor
+from pullpipe.transports import Source
+from store import Ingest
+
+_WRITE = 1 << 20  # bytes: each write costs a hop to a thread
+
+
+async def fetch(
+    source: Source, descriptor: Descriptor, ingest: Ingest, available: Callable[[int], Awaitable[None]]
+) -> None:
+    """Appends to the ingest until it has `descriptor.size` bytes, and says each time how many are there.
+
+    Raises `TransferError` when the source ends early, and `VerificationError` when it sends more than was promised.
+    """
+    present = ingest.present
+    await available(present)
+    if present == descriptor.size:
+        return
+    async with (
+        source.blob(descriptor, present) as stream,
+        aiofiles.open(ingest.fileno(), "ab", 0, closefd=False) as file,
+    ):
+        passed_over = present - stream.start
+        pieces: list[bytes] = []
+        waiting = 0
+        async for piece in stream.pieces:
+            if passed_over:
+                skip = min(passed_over, len(piece))
+                passed_over -= skip
+                piece = piece[skip:]
+            pieces.append(piece)
+            waiting += len(piece)
+            if present + waiting > descriptor.size:
+                raise VerificationError(
+                    f"blob {descriptor.digest} is longer than the {descriptor.size} bytes that the manifest promises; "
+                    "the registry is damaged or lying"
+                )
+            if waiting >= _WRITE:
+                present += await _append(file.write, pieces)
+                waiting = 0
+                await available(present)
+        if waiting:
+            present += await _append(file.write, pieces)
+            await available(present)
+    if present != descriptor.size:
+        raise TransferError(
+            f"blob {descriptor.digest} is truncated: the source ended after {present} of {descriptor.size} bytes; "
+            "try again, or ask its owner to push the image anew"
+        )
+
+
+async def _append(write: Callable[[bytes], Awaitable[int]], pieces: list[bytes]) -> int:
+    data = b"".join(pieces)
+    pieces.clear()
+    written = await write(data)
+    while written < len(data):  # a raw file may take less than it is given
+        written += await write(data[written:])
+    return written

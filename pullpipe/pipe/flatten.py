@@ -1,0 +1,50 @@
+"""An image's layers applied in order to one directory: the tree as `tar` and whiteouts alone would make it.
+
+It goes the same way as a pull, from the blobs in the store, only that each layer's entries go into the same directory,
+and that a whiteout removes what is there.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pullpipe.errors import BadArgument, NotFound, VerificationError
+from pullpipe.local import LocalImage
+from pullpipe.pipe.unpack import Channel, Worker
+from pullpipe.pipe.worker import Job
+from pullpipe.progress import Progress
+from store import Store
+
+
+async def flatten(store: Store, image: LocalImage, directory: str, progress: Progress) -> None:
+    """Unpacks the image into `directory`, which is made, or is there and empty.
+
+    Raises `BadArgument` when it is not empty, `NotFound` when the store has not kept a blob, `VerificationError` when
+    one is damaged, `LayerError` and `OSError`. What has been written by then stays, for the user to look at.
+    """
+    for layer in image.manifest.layers:
+        if layer.digest not in store.blobs:
+            raise NotFound(
+                f"the store has not kept blob {layer.digest}; pull {image.record.reference} again after `pullpipe rmi`"
+            )
+    os.makedirs(directory, exist_ok=True)
+    if os.listdir(directory):
+        raise BadArgument(f"{directory} is not empty; name a new directory")
+    progress.plan(image.manifest.layers, image.manifest.layers)
+    with Worker() as worker:
+        for diff_id, layer in zip(image.config.diff_ids, image.manifest.layers, strict=True):
+            progress.started(layer)
+            channel = await Channel.open()
+            await channel.available(layer.size)
+            job = Job("flat", layer.size, layer.digest.algorithm, diff_id.algorithm)
+            blob = os.open(store.blobs.path(layer.digest), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                result = await worker.unpack(job, blob, directory, channel, lambda _: None)
+            finally:
+                os.close(blob)
+            if (result.blob, result.diff) != (layer.digest.hex, diff_id.hex):
+                raise VerificationError(f"blob {layer.digest} is damaged in the store; pull the image again")
+            progress.fetched(layer, layer.size)
+            progress.finished(layer)
+            for warning in result.warnings:
+                progress.note(f"{layer.digest.short}: {warning}")

@@ -1,0 +1,304 @@
+"""One pull: resolve, plan, fetch and unpack all layers at once, publish, record.
+
+Every layer flows once, network → blob file → inflate → tar → files, and nothing is visible until both its digests are
+proven. Layers are shared by diffID, so what the store has under any compression is not fetched again.
+
+Several pulls may want one layer. Each layer has a lock; a pull takes those it can get at once, publishes what it made
+under them, and only then waits for the others, holding nothing. So every layer is made once, and no two pulls wait for
+each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from pullpipe import local
+from pullpipe.errors import InvalidDocument, LayerError, NoSuchPlatform, VerificationError
+from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, ImageConfig, Index, Manifest, Platform, parse_document
+from pullpipe.pipe.fetch import fetch
+from pullpipe.pipe.unpack import Channel, Worker
+from pullpipe.pipe.worker import Job, Result
+from pullpipe.progress import Progress
+from pullpipe.transports import Source
+from store import Digest, ImageRecord, Ingest, LayerInfo, Staging, Store
+from store.digest import new_hash
+from store.locks import Lock
+
+_NESTED_LIMIT = 4  # an index may name an index, and not for ever
+_POLL = 0.05  # seconds between two looks at a lock that another process holds
+
+
+class Options(NamedTuple):
+    """How to pull."""
+
+    platform: Platform
+    jobs: int = 6  # layers in flight; each costs one process and about 25 MB of memory
+    keep_blobs: bool = True  # False: keep the unpacked layers only
+
+
+class Pulled(NamedTuple):
+    """What a pull came to."""
+
+    record: ImageRecord
+    fetched: bool  # False: everything was there already
+
+
+async def pull(
+    source: Source, wanted: str, reference: str, store: Store, options: Options, progress: Progress
+) -> Pulled:
+    """Pulls what `wanted` (a tag or a digest) names at the source, and records it under `reference`.
+
+    Raises `PullpipeError`, `StoreError` or `OSError`; the store is then as before, but for whole layers that had
+    arrived, and partial blobs, which the next pull continues.
+    """
+    record = store.images.get(reference)
+    resolved = await source.resolve(wanted)
+    if record is not None and record.resolved == resolved and _is_for(record, options.platform):
+        image = local.load(store, record)
+        if local.is_whole(store, image):
+            return Pulled(record, fetched=False)
+    with Worker() as worker:  # starts while the manifest travels
+        image, documents = await _resolve(source, wanted, reference, options.platform)
+        layers = _Layers(source, store, worker, options, progress)
+        while True:
+            await layers.provide(image.manifest, image.config)
+            with store.shared():
+                if not local.is_whole(store, image):
+                    continue  # somebody removed a layer between our publishing it and now
+                store.publish([store.blobs.document(digest, data) for digest, data in documents.items()], [])
+                store.images.put(image.record)
+                return Pulled(image.record, fetched=True)
+
+
+def _is_for(record: ImageRecord, platform: Platform) -> bool:
+    return platform.accepts(Platform(record.os, record.architecture, record.variant))
+
+
+async def _resolve(
+    source: Source, wanted: str, reference: str, platform: Platform
+) -> tuple[local.LocalImage, dict[Digest, bytes]]:
+    """Follows indexes to the platform's manifest; returns the image and all documents on the way."""
+    document = await source.document(wanted)
+    resolved = document.digest
+    documents = {document.digest: document.data}
+    parsed = parse_document(document.data, document.media_type)
+    for _ in range(_NESTED_LIMIT):
+        if isinstance(parsed, Manifest):
+            break
+        chosen = parsed.choose(platform, reference)
+        document = await source.document(str(chosen.digest))
+        if document.digest != chosen.digest or len(document.data) != chosen.size:
+            raise VerificationError(f"the manifest {chosen.digest} is not what the index of {reference} promises")
+        documents[document.digest] = document.data
+        parsed = parse_document(document.data, document.media_type)
+    if isinstance(parsed, Index):
+        raise InvalidDocument(f"{reference} nests indexes more than {_NESTED_LIMIT} deep")
+    documents[parsed.config.digest] = data = await _small_blob(source, parsed.config)
+    config = ImageConfig.parse(data, layers=len(parsed.layers))
+    if resolved == document.digest and not platform.accepts(config.platform):
+        # A lone manifest says only in its config what it is for; an index's word counts for its entries.
+        raise NoSuchPlatform(f"{reference} is for {config.platform}, not {platform}; choose it with --platform")
+    record = ImageRecord(reference, document.digest, parsed.media_type, len(document.data), resolved, *config.platform)
+    return local.LocalImage(record, parsed, config), documents
+
+
+async def _small_blob(source: Source, descriptor: Descriptor) -> bytes:
+    """A config, in memory, proven."""
+    if descriptor.size > DOCUMENT_LIMIT:
+        raise InvalidDocument(
+            f"the config {descriptor.digest} claims {descriptor.size} bytes; {DOCUMENT_LIMIT} is the limit"
+        )
+    data = b""
+    async with source.blob(descriptor, 0) as stream:
+        async for piece in stream.pieces:
+            data += piece
+            if len(data) > descriptor.size:
+                break
+    if len(data) != descriptor.size or not descriptor.digest.matches(data):
+        raise VerificationError(
+            f"the config's bytes do not have the digest {descriptor.digest}; the source is damaged or lying"
+        )
+    return data
+
+
+class _Layers:
+    """The layers of one pull on their way into the store."""
+
+    def __init__(self, source: Source, store: Store, worker: Worker, options: Options, progress: Progress) -> None:
+        self._source = source
+        self._store = store
+        self._worker = worker
+        self._options = options
+        self._progress = progress
+        self._slots = asyncio.Semaphore(options.jobs)
+
+    async def provide(self, manifest: Manifest, config: ImageConfig) -> None:
+        """Has every layer in the store, unpacked."""
+        self._store.layers.clean()
+        wanted = dict(zip(config.diff_ids, manifest.layers, strict=True))
+        missing = self._missing(wanted)
+        self._progress.plan(list(wanted.values()), list(missing.values()))
+        while missing:
+            locks = {diff_id: self._store.layers.lock(diff_id) for diff_id in missing}
+            held = {diff_id: lock for diff_id, lock in locks.items() if lock.try_acquire()}
+            try:
+                if not held:
+                    diff_id, lock = next(iter(locks.items()))
+                    self._progress.waiting(missing[diff_id])
+                    await _wait_for(lock)
+                    held = {diff_id: lock}
+                await self._make(self._missing({diff_id: missing[diff_id] for diff_id in held}))
+            finally:
+                for lock in held.values():
+                    lock.release(remove=True)
+            missing = self._missing(missing)
+
+    def _missing(self, layers: Mapping[Digest, Descriptor]) -> dict[Digest, Descriptor]:
+        return {diff_id: layer for diff_id, layer in layers.items() if diff_id not in self._store.layers}
+
+    async def _make(self, layers: Mapping[Digest, Descriptor]) -> None:
+        """Fetches, unpacks and publishes these layers, whose locks we hold; the largest first, for they take longest.
+
+        When one fails, those that are proven by then are published all the same.
+        """
+        with ExitStack() as owned:
+            blobs: list[Ingest] = []
+            staged: list[Staging] = []
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for diff_id, layer in sorted(layers.items(), key=lambda item: -item[1].size):
+                        group.create_task(self._make_one(diff_id, layer, owned, blobs, staged))
+            except BaseExceptionGroup as errors:
+                raise _first(errors) from None
+            finally:
+                with self._store.shared():
+                    self._store.publish(blobs, staged)
+
+    async def _make_one(
+        self, diff_id: Digest, layer: Descriptor, owned: ExitStack, blobs: list[Ingest], staged: list[Staging]
+    ) -> None:
+        """One layer, from the network to a proven directory; adds what is to be published to the two lists."""
+        async with self._slots:
+            self._progress.started(layer)
+            staging = self._store.layers.stage(diff_id)
+            owned.callback(staging.discard)  # nothing, once it is published
+            if layer.digest in self._store.blobs:
+                result = await self._unpack_present(diff_id, layer, staging)
+                _prove(result, diff_id, layer)
+            else:
+                ingest = owned.enter_context(self._store.blobs.ingest(layer.digest, layer.size))
+                try:
+                    result = await self._fetch_and_unpack(ingest, diff_id, layer, staging)
+                    _prove(result, diff_id, layer)
+                except (VerificationError, LayerError):
+                    ingest.discard()
+                    raise
+                if self._options.keep_blobs:
+                    blobs.append(ingest)
+                else:
+                    ingest.discard()
+            staging.describe(_info(diff_id, result))
+            staged.append(staging)
+            self._progress.finished(layer)
+            for warning in result.warnings:
+                self._progress.note(f"{layer.digest.short}: {warning}")
+
+    async def _unpack_present(self, diff_id: Digest, layer: Descriptor, staging: Staging) -> Result:
+        channel = await Channel.open()
+        await channel.available(layer.size)
+        blob = os.open(self._store.blobs.path(layer.digest), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return await self._unpack(blob, diff_id, layer, staging, channel)
+        finally:
+            os.close(blob)
+
+    async def _fetch_and_unpack(self, ingest: Ingest, diff_id: Digest, layer: Descriptor, staging: Staging) -> Result:
+        """The blob flows into its file while the worker follows it there."""
+        channel = await Channel.open()
+
+        async def available(count: int) -> None:
+            self._progress.fetched(layer, count)
+            await channel.available(count)
+
+        async def unpack() -> Result | LayerError:
+            try:
+                return await self._unpack(ingest.fileno(), diff_id, layer, staging, channel)
+            except LayerError as error:
+                return error  # not yet the last word: let the rest arrive, and see whether these are the right bytes
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                unpacking = group.create_task(unpack())
+                group.create_task(fetch(self._source, layer, ingest, available))
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+        result = unpacking.result()
+        if isinstance(result, LayerError):
+            await asyncio.to_thread(_prove_blob, ingest.fileno(), layer)
+            raise result
+        return result
+
+    async def _unpack(
+        self, blob: int, diff_id: Digest, layer: Descriptor, staging: Staging, channel: Channel
+    ) -> Result:
+        job = Job("overlay", layer.size, layer.digest.algorithm, diff_id.algorithm)
+        return await self._worker.unpack(
+            job, blob, staging.files, channel, lambda count: self._progress.unpacked(layer, count)
+        )
+
+
+async def _wait_for(lock: Lock) -> None:
+    # flock has no event to wait for; blocking a thread on it could not be cancelled.
+    while not lock.try_acquire():  # noqa: ASYNC110
+        await asyncio.sleep(_POLL)
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What went wrong first; the rest of a task group's errors are its consequences."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _prove(result: Result, diff_id: Digest, layer: Descriptor) -> None:
+    if result.blob != layer.digest.hex:
+        raise _wrong_blob(layer, result.blob)
+    if result.diff != diff_id.hex:
+        raise VerificationError(
+            f"layer {layer.digest} unpacks to diffID {diff_id.algorithm}:{result.diff}, and the image's config says "
+            f"{diff_id}: the image is inconsistent; its owner has to push it anew"
+        )
+
+
+def _prove_blob(fd: int, layer: Descriptor) -> None:
+    """Whether the file holds the blob; for when unpacking it has failed."""
+    blob_hash = new_hash(layer.digest.algorithm)
+    at = 0
+    while data := os.pread(fd, 1 << 20, at):
+        blob_hash.update(data)
+        at += len(data)
+    if blob_hash.hexdigest() != layer.digest.hex:
+        raise _wrong_blob(layer, blob_hash.hexdigest())
+
+
+def _wrong_blob(layer: Descriptor, got: str) -> VerificationError:
+    return VerificationError(
+        f"blob {layer.digest} arrived with the digest {layer.digest.algorithm}:{got}: damaged on the way, or the "
+        "source is lying; nothing of it was kept, try again"
+    )
+
+
+def _info(diff_id: Digest, result: Result) -> LayerInfo:
+    return LayerInfo(
+        diff_id=diff_id,
+        size=result.size,
+        entries=result.entries,
+        whiteouts=result.whiteouts,
+        opaque_root=result.opaque_root,
+        implied=tuple(result.implied),
+    )

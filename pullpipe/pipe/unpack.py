@@ -1,0 +1,136 @@
+"""The owner's side of the unpack worker: starts it, gives it layers, hears what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pullpipe.errors import LayerError, WorkerDied
+from pullpipe.pipe.worker import Job, Result
+
+_LINE_LIMIT = 64 << 20  # bytes of one message; a layer's list of implied directories may be long
+
+
+class Worker:
+    """One worker program. A context manager: at its end no process of it is left.
+
+    It is started at once, so that it is ready when the first layer arrives.
+    """
+
+    def __init__(self) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            # The modules come from where ours come from, whatever the directory we stand in holds.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "pullpipe.pipe.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                process_group=0,  # its jobs are in it too, so that one signal ends all
+            )
+
+    async def unpack(
+        self, job: Job, blob: int, directory: str, channel: Channel, report: Callable[[int], None]
+    ) -> Result:
+        """Unpacks the blob in the open file `blob` into the empty directory at `directory`.
+
+        The caller says through the channel how much of the blob is there; `report` hears how many bytes of the
+        tar stream have been unpacked. Raises `LayerError` for what the archive is to blame for, `OSError` for the
+        machine, and `WorkerDied` when the process ended without a word. Cancelled, it ends the worker and all its jobs.
+        """
+        directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with channel.theirs:
+                message = json.dumps(job._asdict()).encode()
+                socket.send_fds(self._control, [message], [channel.theirs.fileno(), blob, directory_fd])
+        except OSError as error:
+            raise WorkerDied("the unpack worker ended early; try again, with --log-level debug for more") from error
+        finally:
+            os.close(directory_fd)
+        try:
+            return await _hear(channel, directory, report)
+        except asyncio.CancelledError:
+            self.kill()
+            raise
+        finally:
+            # Ends once the job's process has ended: until then it may still write below `directory`.
+            await asyncio.shield(channel.drain())
+
+    def kill(self) -> None:
+        """Ends the worker and every job that it runs."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._control.close()
+        self._process.wait()
+
+
+class Channel:
+    """The stream socket of one job."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, theirs: socket.socket) -> None:
+        self.theirs = theirs
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls) -> Channel:
+        """A new channel; its other end goes to the job."""
+        ours, theirs = socket.socketpair()
+        try:
+            reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
+        return cls(reader, writer, theirs)
+
+    async def available(self, count: int) -> None:
+        """Says that the first `count` bytes of the blob are in its file."""
+        try:
+            self._writer.write(b"%d\n" % count)
+            await self._writer.drain()
+        except ConnectionError:
+            pass  # the job has ended; why, `unpack` says
+
+    async def hear(self) -> dict[str, Any] | None:
+        """The job's next message; None when it has ended."""
+        try:
+            line = await self._reader.readline()
+        except ConnectionError:
+            return None
+        return json.loads(line) if line.endswith(b"\n") else None
+
+    async def drain(self) -> None:
+        """Waits for the end of the job's process, and closes the channel."""
+        while await self.hear() is not None:
+            pass
+        self._writer.close()
+
+
+async def _hear(channel: Channel, directory: str, report: Callable[[int], None]) -> Result:
+    while (message := await channel.hear()) is not None:
+        if "unpacked" in message:
+            report(message["unpacked"])
+        elif "done" in message:
+            return Result(**message["done"])
+        elif message["failed"] == "layer":
+            raise LayerError(message["why"])
+        elif message["failed"] == "system":
+            code = message["errno"] or errno.EIO
+            raise OSError(code, os.strerror(code), directory)
+        else:
+            raise WorkerDied(f"the unpack worker failed; this is a bug of pullpipe's: {message['why']}")
+    raise WorkerDied("an unpack process ended without a word (killed, or out of memory?); try again")

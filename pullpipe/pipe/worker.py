@@ -1,0 +1,231 @@
+"""The unpack worker: a program of its own, started early, spoken to over a socket.
+
+    python -m pullpipe.pipe.worker FD      FD: a SOCK_SEQPACKET socket to its owner
+
+Each message on that socket is one layer: a `Job` as JSON, with three descriptors: the job's own stream socket, the
+blob's file, the directory to unpack into. The worker forks for each, with everything already imported, and goes on
+listening; so layers are unpacked in processes of their own (two extracting threads in one process hold each other up on
+the GIL), and none costs the start of an interpreter. It ends when its owner closes the socket or dies.
+
+On a job's socket, lines both ways. From the owner: how many bytes of the blob are in its file so far, in decimal; the
+owner closes it to give the job up. To the owner: JSON, any number of {"unpacked": bytes of the tar stream so far}, then
+one {"done": Result} or {"failed": kind, …}.
+
+Within a job three threads share the work, each of which is mostly outside the GIL: one reads the blob, hashes it and
+inflates it; one hashes what comes out; the main one parses and writes. The job sees only the directory it unpacks
+into: it makes that its root (chroot) before it reads the first byte of the blob.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pullpipe import linux
+from pullpipe.errors import LayerError
+from pullpipe.pipe.directory import Tree
+from pullpipe.pipe.inflate import inflate
+from pullpipe.pipe.tarstream import TarStream
+from pullpipe.pipe.whiteouts import FlatTree, OverlayTree
+from store.digest import new_hash
+
+READ = 256 << 10  # bytes of the blob at a time
+_QUEUED = 8  # pieces between two threads: 2 MiB, enough to ride out each other's pauses
+_REPORT = 8 << 20  # bytes of tar stream between two reports
+
+MESSAGE_LIMIT = 4096  # bytes of a job's description
+_FORMS: dict[str, type[Tree]] = {"overlay": OverlayTree, "flat": FlatTree}
+
+
+class Job(NamedTuple):
+    """What the owner wants of a layer."""
+
+    form: str  # "overlay" or "flat"
+    size: int  # of the blob in bytes, as its descriptor says
+    blob_algorithm: str
+    diff_algorithm: str
+
+
+class Result(NamedTuple):
+    """What a layer turned out to be. Digests are those of the bytes read; to compare them is the owner's part."""
+
+    blob: str  # hex digest of the blob as it came
+    diff: str  # hex digest of the tar stream
+    size: int  # bytes of file content
+    entries: int
+    whiteouts: int
+    opaque_root: bool
+    implied: list[str]
+    warnings: list[str]
+
+
+def serve(control: socket.socket) -> None:
+    """Takes jobs until the owner closes the socket."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps: nobody asks for exit codes, sockets tell all
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of a terminal's group; the owner decides
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, MESSAGE_LIMIT, 3)
+        if not message:
+            return
+        if os.fork() == 0:
+            control.close()
+            _run_job(Job(**json.loads(message)), *descriptors)
+        for fd in descriptors:
+            os.close(fd)
+
+
+def _run_job(job: Job, channel_fd: int, blob_fd: int, directory_fd: int) -> None:
+    """The whole life of a job's process."""
+    channel = socket.socket(fileno=channel_fd)
+    try:
+        linux.end_with_parent(signal.SIGKILL)
+        os.umask(0)
+        os.fchdir(directory_fd)
+        os.chroot(".")
+        linux.import_nothing_more()
+        _tell(channel, {"done": _unpack(job, channel, blob_fd, directory_fd)._asdict()})
+    except LayerError as error:
+        _tell(channel, {"failed": "layer", "why": str(error)})
+    except OSError as error:
+        _tell(channel, {"failed": "system", "errno": error.errno, "why": str(error)})
+    except BaseException as error:  # a bug: the owner reports it, with where it happened
+        frame = error.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        where = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else "?"
+        _tell(channel, {"failed": "bug", "why": f"{type(error).__name__}: {error} ({where})"})
+    finally:
+        os._exit(0)  # threads may still wait on the socket
+
+
+def _tell(channel: socket.socket, message: dict[str, Any]) -> None:
+    try:
+        channel.sendall(json.dumps(message).encode() + b"\n")
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(1)  # the owner gave the job up
+
+
+def _unpack(job: Job, channel: socket.socket, blob_fd: int, directory_fd: int) -> Result:
+    blob_hash, diff_hash = new_hash(job.blob_algorithm), new_hash(job.diff_algorithm)
+    blob = _Arriving(blob_fd, job.size, channel, blob_hash.update)
+    inflated = _Pipe()
+    hashed = _Pipe()
+    hashing = threading.Thread(target=lambda: _hash(hashed, diff_hash.update), daemon=True)
+    hashing.start()
+    threading.Thread(target=lambda: _inflate(blob.read, inflated, hashed), daemon=True).start()
+
+    tree = _FORMS[job.form](directory_fd)
+    unpacked = _Counter(inflated.get, lambda count: _tell(channel, {"unpacked": count}))
+    stream = TarStream(unpacked.read)
+    for entry in stream:
+        tree.apply(entry, stream)
+    while unpacked.read():
+        pass  # what follows the archive's end counts for the digest, and for nothing else
+    tree.finish()
+    hashing.join()
+    return Result(
+        blob=blob_hash.hexdigest(),
+        diff=diff_hash.hexdigest(),
+        size=tree.size,
+        entries=tree.entries,
+        whiteouts=tree.whiteouts,
+        opaque_root=tree.opaque_root,
+        implied=sorted(os.fsdecode(b"/".join(path)) for path in tree.implied),
+        warnings=tree.warnings,
+    )
+
+
+class _Arriving:
+    """The blob's file, which may still be growing; `read` waits for the owner's word that more is there."""
+
+    def __init__(self, fd: int, size: int, channel: socket.socket, seen: Callable[[bytes], None]) -> None:
+        self._fd = fd
+        self._size = size
+        self._words = channel.makefile("rb")
+        self._seen = seen
+        self._at = 0
+        self._available = 0
+
+    def read(self) -> bytes:
+        if self._at == self._size:
+            return b""
+        while self._at >= self._available:
+            word = self._words.readline()
+            if not word:
+                os._exit(1)  # the owner gave the job up
+            self._available = int(word)
+        data = os.pread(self._fd, min(READ, self._available - self._at), self._at)
+        if not data:
+            raise OSError(5, f"the blob's file ends at byte {self._at}, before its {self._available} bytes")
+        self._seen(data)
+        self._at += len(data)
+        return data
+
+
+class _Pipe:
+    """Pieces from one thread to another; the last one is empty, or the exception that ended them."""
+
+    def __init__(self) -> None:
+        self._pieces: queue.Queue[bytes | BaseException] = queue.Queue(_QUEUED)
+
+    def put(self, piece: bytes | BaseException) -> None:
+        self._pieces.put(piece)
+
+    def get(self) -> bytes:
+        piece = self._pieces.get()
+        if isinstance(piece, BaseException):
+            raise piece
+        return piece
+
+
+def _inflate(read: Callable[[], bytes], inflated: _Pipe, hashed: _Pipe) -> None:
+    try:
+        for piece in inflate(read):
+            hashed.put(piece)
+            inflated.put(piece)
+        while read():
+            pass  # nothing, unless a decoder stopped early: the blob's digest counts every byte
+        end: bytes | BaseException = b""
+    except BaseException as error:
+        end = error
+    hashed.put(b"")
+    inflated.put(end)
+
+
+def _hash(pieces: _Pipe, update: Callable[[bytes], None]) -> None:
+    while piece := pieces.get():
+        update(piece)
+
+
+class _Counter:
+    """Counts what is read, and reports it now and then; the report also finds out that the owner has gone."""
+
+    def __init__(self, read: Callable[[], bytes], report: Callable[[int], None]) -> None:
+        self._read = read
+        self._report = report
+        self._count = 0
+        self._next = _REPORT
+        self._ended = False
+
+    def read(self) -> bytes:
+        if self._ended:
+            return b""
+        piece = self._read()
+        self._ended = not piece
+        self._count += len(piece)
+        if self._count >= self._next:
+            self._report(self._count)
+            self._next = self._count + _REPORT
+        return piece
+
+
+if __name__ == "__main__":
+    with socket.socket(fileno=int(sys.argv[1])) as owner:
+        serve(owner)

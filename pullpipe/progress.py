@@ -1,0 +1,189 @@
+"""What a pull reports, and its faces: bars (tqdm), plain lines, JSON lines, or nothing. All write to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from pullpipe.oci import Descriptor
+    from store import Digest
+
+_INTERVAL = 0.1  # seconds between two reports on one layer
+
+
+class Progress:
+    """Hears how a pull goes on; this one keeps it to itself. Layers are named by their blob's descriptor."""
+
+    def plan(self, layers: Sequence[Descriptor], missing: Sequence[Descriptor]) -> None:
+        """The image's layers, and those of them that have to be fetched or unpacked."""
+
+    def waiting(self, layer: Descriptor) -> None:
+        """Another process is making this layer."""
+
+    def started(self, layer: Descriptor) -> None:
+        """The layer is in flight from here on."""
+
+    def fetched(self, layer: Descriptor, count: int) -> None:
+        """So many bytes of its blob are here."""
+
+    def unpacked(self, layer: Descriptor, count: int) -> None:
+        """So many bytes of its tar stream are unpacked."""
+
+    def finished(self, layer: Descriptor) -> None:
+        """Both its digests are proven."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def close(self) -> None:
+        """The pull has ended, well or not."""
+
+
+class Plain(Progress):
+    """A line for each layer, for logs."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def plan(self, layers: Sequence[Descriptor], missing: Sequence[Descriptor]) -> None:
+        have = len(layers) - len(missing)
+        size = human_size(sum(layer.size for layer in missing))
+        self.note(f"{len(layers)} layers, {have} already here, {len(missing)} to pull ({size})")
+
+    def waiting(self, layer: Descriptor) -> None:
+        self.note(f"{layer.digest.short}: another process is pulling it, waiting")
+
+    def finished(self, layer: Descriptor) -> None:
+        self.note(f"{layer.digest.short}: pulled and unpacked, {human_size(layer.size)}")
+
+    def note(self, text: str) -> None:
+        print(text, file=self._file, flush=True)
+
+
+class JsonLines(Progress):
+    """One JSON object a line: {"event": …, "layer": digest, …}; sizes in bytes."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._last: dict[tuple[str, str], float] = {}
+
+    def plan(self, layers: Sequence[Descriptor], missing: Sequence[Descriptor]) -> None:
+        wanted = {layer.digest for layer in missing}
+        described = [
+            {"digest": str(layer.digest), "size": layer.size, "missing": layer.digest in wanted} for layer in layers
+        ]
+        self._write("plan", layers=described)
+
+    def waiting(self, layer: Descriptor) -> None:
+        self._write("waiting", layer=str(layer.digest))
+
+    def started(self, layer: Descriptor) -> None:
+        self._write("started", layer=str(layer.digest), size=layer.size)
+
+    def fetched(self, layer: Descriptor, count: int) -> None:
+        self._count("fetched", layer, count)
+
+    def unpacked(self, layer: Descriptor, count: int) -> None:
+        self._count("unpacked", layer, count)
+
+    def finished(self, layer: Descriptor) -> None:
+        self._write("finished", layer=str(layer.digest))
+
+    def note(self, text: str) -> None:
+        self._write("note", text=text)
+
+    def _count(self, event: str, layer: Descriptor, count: int) -> None:
+        key, now = (event, layer.digest.hex), time.monotonic()
+        if now - self._last.get(key, 0.0) >= _INTERVAL or count == layer.size:
+            self._last[key] = now
+            self._write(event, layer=str(layer.digest), bytes=count)
+
+    def _write(self, event: str, **fields: Any) -> None:
+        print(json.dumps({"event": event, **fields}), file=self._file, flush=True)
+
+
+class Bars(Progress):
+    """A bar for the whole pull, and one for each layer in flight."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._total: tqdm[Any] | None = None
+        self._bars: dict[Digest, tqdm[Any]] = {}
+
+    def plan(self, layers: Sequence[Descriptor], missing: Sequence[Descriptor]) -> None:
+        if missing and self._total is None:
+            self._total = self._bar("pull", sum(layer.size for layer in missing))
+
+    def waiting(self, layer: Descriptor) -> None:
+        self.note(f"{layer.digest.short}: another process is pulling it, waiting")
+
+    def started(self, layer: Descriptor) -> None:
+        self._bars[layer.digest] = self._bar(layer.digest.short, layer.size)
+
+    def fetched(self, layer: Descriptor, count: int) -> None:
+        bar = self._bars.get(layer.digest)
+        if bar is not None and self._total is not None:
+            step = count - bar.n
+            bar.update(step)
+            self._total.update(step)
+
+    def unpacked(self, layer: Descriptor, count: int) -> None:
+        if layer.digest in self._bars:
+            self._bars[layer.digest].set_postfix_str(f"unpacked {human_size(count)}", refresh=False)
+
+    def finished(self, layer: Descriptor) -> None:
+        bar = self._bars.pop(layer.digest, None)
+        if bar is not None:
+            bar.close()
+
+    def note(self, text: str) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(text, file=self._file)
+
+    def close(self) -> None:
+        for bar in self._bars.values():
+            bar.close()
+        if self._total is not None:
+            self._total.close()
+
+    def _bar(self, name: str, size: int) -> tqdm[Any]:
+        from tqdm import tqdm  # here, because a pull without bars should not pay for it
+
+        return tqdm(
+            desc=name,
+            total=size,
+            unit="B",
+            unit_scale=True,
+            file=self._file,
+            leave=False,
+            mininterval=_INTERVAL,
+            dynamic_ncols=True,
+            delay=0,
+        )
+
+
+FACES = ("auto", "bar", "plain", "json", "none")
+
+
+def face(name: str) -> Progress:
+    """The face of this name; `auto` is bars on a terminal and plain lines elsewhere."""
+    if name == "auto":
+        name = "bar" if sys.stderr.isatty() else "plain"
+    faces = {"bar": Bars, "plain": Plain, "json": JsonLines}
+    return faces[name](sys.stderr) if name in faces else Progress()
+
+
+def human_size(count: float) -> str:
+    """`1.5 MB`: powers of 1000, as Docker's listings."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

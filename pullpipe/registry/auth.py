@@ -1,0 +1,115 @@
+"""Authentication: from a 401's challenge to an Authorization header (RFC 9110; distribution-spec's token flow).
+
+Credentials go to the registry, or to the token server that it names over HTTPS (or on this machine), and nowhere else.
+They never stand in an error or a log.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from pullpipe.errors import Unauthorized, UnexpectedAnswer
+from pullpipe.registry.hosts import is_loopback
+
+_CHALLENGE = re.compile(r"(Basic|Bearer)(?:\s+|$)", re.IGNORECASE)
+_PARAMETER = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+_TOKEN_LIMIT = 1 << 20  # bytes of a token server's answer
+
+
+class Credentials(NamedTuple):
+    """A user's name and password; shown without the password."""
+
+    user: str
+    password: str
+
+    @classmethod
+    def parse(cls, text: str) -> Credentials:
+        """`USER:PASSWORD`. Raises `Unauthorized`."""
+        user, colon, password = text.partition(":")
+        if not colon or not user:
+            raise Unauthorized("credentials are given as USER:PASSWORD")
+        return cls(user, password)
+
+    def header(self) -> str:
+        """The Authorization header of basic authentication (RFC 7617)."""
+        return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+
+    def __repr__(self) -> str:
+        return f"Credentials({self.user!r}, …)"
+
+
+class Challenge(NamedTuple):
+    """What a registry asks for in WWW-Authenticate."""
+
+    scheme: str  # "basic" or "bearer"
+    parameters: dict[str, str]
+
+    @classmethod
+    def parse(cls, header: str) -> Challenge | None:
+        """The strongest challenge that is understood: bearer before basic; None when there is neither."""
+        found = {}
+        starts = list(_CHALLENGE.finditer(header))
+        for number, start in enumerate(starts):
+            end = starts[number + 1].start() if number + 1 < len(starts) else len(header)
+            pairs = _PARAMETER.findall(header[start.end() : end])
+            parameters = {name.lower(): re.sub(r"\\(.)", r"\1", quoted) or bare for name, quoted, bare in pairs}
+            found[start[1].lower()] = cls(start[1].lower(), parameters)
+        return found.get("bearer") or found.get("basic")
+
+
+async def authorize(
+    session: aiohttp.ClientSession, registry: str, repository: str, header: str, credentials: Credentials | None
+) -> str:
+    """Answers a challenge with an Authorization header for pulling from the repository.
+
+    Raises `Unauthorized` when it takes credentials and there are none, or they are refused.
+    """
+    challenge = Challenge.parse(header)
+    if challenge is None:
+        raise Unauthorized(f"{registry} refuses access to {repository} and does not say how to authenticate")
+    if challenge.scheme == "basic":
+        if credentials is None:
+            raise Unauthorized(f"{registry} needs authentication for {repository}; give --creds USER:PASSWORD")
+        return credentials.header()
+    return "Bearer " + await _token(session, registry, repository, challenge, credentials)
+
+
+async def _token(
+    session: aiohttp.ClientSession,
+    registry: str,
+    repository: str,
+    challenge: Challenge,
+    credentials: Credentials | None,
+) -> str:
+    realm = urlsplit(challenge.parameters.get("realm", ""))
+    if realm.scheme not in ("http", "https") or not realm.netloc:
+        raise UnexpectedAnswer(f"{registry} names no token server that can be used")
+    if realm.scheme == "http" and credentials is not None and not is_loopback(realm.netloc):
+        raise Unauthorized(f"{registry} wants the credentials sent to {realm.netloc} without TLS; refused")
+    query = {"scope": challenge.parameters.get("scope") or f"repository:{repository}:pull"}
+    if service := challenge.parameters.get("service"):
+        query["service"] = service
+    headers = {"Authorization": credentials.header()} if credentials else {}
+    async with session.get(realm.geturl(), params=query, headers=headers) as response:
+        if response.status in (401, 403):
+            if credentials is None:
+                raise Unauthorized(
+                    f"{registry} needs authentication for {repository}, or there is no such image; "
+                    "give --creds USER:PASSWORD"
+                )
+            raise Unauthorized(f"{realm.netloc} does not take the credentials of {credentials.user!r} for {repository}")
+        if response.status != 200:
+            raise UnexpectedAnswer(f"the token server {realm.netloc} answered {response.status} {response.reason}")
+        try:
+            answer = await response.json(content_type=None)
+            token = answer.get("token") or answer["access_token"]
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UnexpectedAnswer(f"the token server {realm.netloc} gave no token") from error
+    if not isinstance(token, str) or len(token) > _TOKEN_LIMIT or not token.isprintable():
+        raise UnexpectedAnswer(f"the token server {realm.netloc} gave no usable token")
+    return token

@@ -1,0 +1,207 @@
+"""One repository of a registry, as a source of images (OCI distribution-spec 1.1, "Pull").
+
+Manifests are verified here, for they are small; blobs pass through unverified, and are proven by whoever unpacks them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Self
+
+import aiohttp
+
+from pullpipe import __version__
+from pullpipe.errors import NotFound, TransferError, Unauthorized, UnexpectedAnswer, Unreachable, VerificationError
+from pullpipe.oci import DOCUMENT_LIMIT, INDEXES, MANIFESTS, Descriptor
+from pullpipe.reference import Reference
+from pullpipe.registry import hosts
+from pullpipe.registry.auth import Credentials, authorize
+from pullpipe.transports import BlobStream, Document
+from store import Digest, InvalidDigest
+
+_ACCEPT = ", ".join(sorted(INDEXES | MANIFESTS))
+_CONNECT_TIMEOUT = 30  # seconds
+_READ_TIMEOUT = 60  # seconds without a byte
+_BUFFER = 1 << 20  # bytes that may wait in the process; aiohttp's 64 KiB stop and start the socket all the time
+_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
+
+
+class RegistryClient:
+    """The repository of `reference`. An async context manager; closing it ends its connections."""
+
+    def __init__(
+        self, reference: Reference, *, plain_http: bool = False, credentials: Credentials | None = None
+    ) -> None:
+        self._reference = reference
+        self._candidates = hosts.candidates(reference.registry, plain_http=plain_http)
+        self._credentials = credentials
+        self._authorization: str | None = None
+        self._authorizing = asyncio.Lock()
+        self._base: str | None = None
+        self._documents: dict[str, Document] = {}
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=_READ_TIMEOUT),
+            # Blobs are wanted as they are: whatever a server may call their encoding, the digest is that of the bytes.
+            headers={"User-Agent": f"pullpipe/{__version__}", "Accept-Encoding": "identity"},
+            auto_decompress=False,
+            read_bufsize=_BUFFER,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def resolve(self, wanted: str) -> Digest:
+        """What the tag names now, by one HEAD; a digest names itself, and costs no request."""
+        if ":" in wanted:
+            return Digest.parse(wanted)
+        async with self._request("HEAD", f"manifests/{wanted}", {"Accept": _ACCEPT}) as response:
+            if response.status == 200 and (stated := response.headers.get("Docker-Content-Digest")):
+                return self._digest(stated)
+        # A registry without HEAD or without the header; or an error, which GET tells with its reason.
+        return (await self.document(wanted)).digest
+
+    async def document(self, wanted: str) -> Document:
+        """The manifest or index, its digest checked."""
+        if wanted not in self._documents:
+            self._documents[wanted] = await self._fetch_document(wanted)
+        return self._documents[wanted]
+
+    async def _fetch_document(self, wanted: str) -> Document:
+        async with self._request("GET", f"manifests/{wanted}", {"Accept": _ACCEPT}) as response:
+            await self._check(response, f"{self._reference.name}{'@' if ':' in wanted else ':'}{wanted}")
+            data = b""
+            async for piece in response.content.iter_any():
+                data += piece
+                if len(data) > DOCUMENT_LIMIT:
+                    raise UnexpectedAnswer(f"the manifest of {self._reference} is larger than {DOCUMENT_LIMIT} bytes")
+            stated = wanted if ":" in wanted else response.headers.get("Docker-Content-Digest")
+            digest = self._digest(stated) if stated else Digest.of(data)
+            if not digest.matches(data):
+                raise VerificationError(
+                    f"the manifest that {self._reference.registry} sent does not have the digest {digest}; "
+                    "damaged on the way, or the registry is lying"
+                )
+            return Document(data, response.headers.get("Content-Type", ""), digest)
+
+    @asynccontextmanager
+    async def blob(self, descriptor: Descriptor, offset: int) -> AsyncIterator[BlobStream]:
+        """The blob's bytes, from `offset` on where the registry can do that."""
+        path = f"blobs/{descriptor.digest}"
+        async with self._request("GET", path, {"Range": f"bytes={offset}-"} if offset else {}) as response:
+            if response.status != 416:
+                yield await self._blob_stream(response, descriptor, offset)
+                return
+        async with self._request("GET", path, {}) as response:  # no such range there: all of it, then
+            yield await self._blob_stream(response, descriptor, 0)
+
+    async def _blob_stream(self, response: aiohttp.ClientResponse, descriptor: Descriptor, offset: int) -> BlobStream:
+        await self._check(response, f"blob {descriptor.digest} of {self._reference.name}")
+        start = 0
+        if response.status == 206:
+            stated = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            if not stated or int(stated[1]) != offset:
+                raise UnexpectedAnswer(
+                    f"{self._reference.registry} sent another part of blob {descriptor.digest} than it was asked for"
+                )
+            start = offset
+        return BlobStream(start, response.content.iter_any())
+
+    @asynccontextmanager
+    async def _request(self, method: str, path: str, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request to the repository, authorized; and aiohttp's errors as ours, also while the answer is read."""
+        try:
+            if self._base is None:
+                self._base = await self._find_base()
+            url = f"{self._base}/v2/{self._reference.repository}/{path}"
+            for attempt in (1, 2):
+                used = self._authorization
+                sent = {**headers, "Authorization": used} if used else headers
+                async with self._session.request(method, url, headers=sent) as response:
+                    if response.status != 401 or attempt == 2:
+                        yield response
+                        return
+                    await self._authorize(used, response.headers.get("WWW-Authenticate", ""))
+        except (aiohttp.ClientError, TimeoutError) as error:  # not OSError: a full disk is not the registry's fault
+            raise self._unreachable(error) from error
+
+    async def _authorize(self, refused: str | None, challenge: str) -> None:
+        """Gets a new authorization, unless another request got one while this one waited."""
+        async with self._authorizing:
+            if self._authorization == refused:
+                self._authorization = await authorize(
+                    self._session,
+                    self._reference.registry,
+                    self._reference.repository,
+                    challenge,
+                    self._credentials,
+                )
+
+    async def _find_base(self) -> str:
+        """The first URL at which something answers HTTP."""
+        *others, last = self._candidates
+        for candidate in others:
+            try:
+                async with self._session.get(f"{candidate}/v2/"):
+                    return candidate
+            except (aiohttp.ClientError, TimeoutError):
+                continue
+        return last
+
+    async def _check(self, response: aiohttp.ClientResponse, what: str) -> None:
+        """Raises what an answer other than success means."""
+        if response.status in (200, 206):
+            return
+        registry, said = self._reference.registry, await _reason(response)
+        if response.status == 404:
+            raise NotFound(f"{registry} has no {what}{said}; check the name")
+        if response.status in (401, 403):
+            if self._credentials:
+                raise Unauthorized(
+                    f"{registry} refuses {what} to {self._credentials.user!r}{said}; check the credentials"
+                )
+            raise Unauthorized(f"{registry} refuses {what}{said}; authenticate with --creds USER:PASSWORD")
+        if response.status == 429:
+            raise TransferError(f"{registry} limits the rate of requests{said}; try again later, or authenticate")
+        raise UnexpectedAnswer(f"{registry} answered {response.status} {response.reason} for {what}{said}")
+
+    def _digest(self, text: str) -> Digest:
+        try:
+            return Digest.parse(text)
+        except InvalidDigest as error:
+            raise UnexpectedAnswer(f"{self._reference.registry} sent an {error}") from error
+
+    def _unreachable(self, error: Exception) -> TransferError:
+        registry = self._reference.registry
+        if isinstance(error, aiohttp.ClientConnectorDNSError):
+            return Unreachable(f"no such host: {registry}; check the name and the network's DNS")
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            return Unreachable(f"the certificate of {registry} is not trusted: {error.certificate_error}")
+        if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
+            return Unreachable(f"{registry} does not speak TLS; if it is meant to be plain HTTP, give --plain-http")
+        if isinstance(error, aiohttp.ClientConnectorError):
+            reason = error.os_error.strerror or str(error.os_error)
+            return Unreachable(f"cannot connect to {registry}: {reason.lower()}; is it running there?")
+        if isinstance(error, TimeoutError):
+            return Unreachable(f"{registry} did not answer in time; try again")
+        if isinstance(error, aiohttp.ClientPayloadError):
+            return TransferError(f"{registry} broke off in the middle of an answer; try again to continue from there")
+        return TransferError(f"the connection to {registry} failed: {error or type(error).__name__}; try again")
+
+
+async def _reason(response: aiohttp.ClientResponse) -> str:
+    """What the registry says of an error, in distribution-spec's form; nothing when it says it in another."""
+    try:
+        document = json.loads(await response.content.read(64 << 10))
+        message = document["errors"][0]["message"]
+    except (ValueError, LookupError, TypeError, aiohttp.ClientError):
+        return ""
+    printable = "".join(character for character in str(message) if character.isprintable())
+    return f" ({printable[:200]})" if printable else ""

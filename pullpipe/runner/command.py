@@ -1,0 +1,155 @@
+"""What to run, as whom, where and with which environment: the image's config, and what the user says instead.
+
+All of it is the image author's data. It is read inside the container, after its root has become ours, by plain parsing:
+no name service and no library of the image is ever loaded.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from pullpipe.errors import CommandNotExecutable, CommandNotFound, RunError
+from pullpipe.oci import ImageConfig
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ACCOUNTS_LIMIT = 4 << 20  # bytes of an image's /etc/passwd or /etc/group
+_ID_LIMIT = (1 << 32) - 2
+
+
+class Overrides(NamedTuple):
+    """What the user says instead of the image; None and empty leave the image's word."""
+
+    arguments: tuple[str, ...] = ()
+    entrypoint: str | None = None
+    env: tuple[str, ...] = ()  # NAME=VALUE, or NAME to pass on our own
+    working_dir: str = ""
+    user: str = ""
+
+
+class Command(NamedTuple):
+    """What to run, not yet looked up in the container."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    working_dir: str
+    user: str
+
+
+class Identity(NamedTuple):
+    """Whom to run it as."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+
+
+def plan(config: ImageConfig, overrides: Overrides, ambient: Mapping[str, str], *, terminal: bool) -> Command:
+    """Docker's rules: arguments replace Cmd; an entrypoint replaces the image's and its Cmd.
+
+    `ambient` is our own environment, for `-e NAME`. Raises `RunError` when nothing is left to run.
+    """
+    if overrides.entrypoint is None:
+        argv = (*config.entrypoint, *(overrides.arguments or config.cmd))
+    else:
+        argv = (*filter(None, (overrides.entrypoint,)), *overrides.arguments)
+    if not argv:
+        raise RunError("the image names no command; say which: pullpipe run IMAGE COMMAND")
+    env = {"PATH": DEFAULT_PATH} | ({"TERM": "xterm"} if terminal else {})
+    env |= dict(variable.split("=", 1) for variable in config.env if "=" in variable)
+    for variable in overrides.env:
+        name, equals, value = variable.partition("=")
+        if equals:
+            env[name] = value
+        elif name in ambient:
+            env[name] = ambient[name]
+    if any("\0" in text for text in (*argv, *env, *env.values())):
+        raise RunError("the command or its environment holds a NUL character; the image is damaged")
+    return Command(argv, env, overrides.working_dir or config.working_dir or "/", overrides.user or config.user)
+
+
+# From here on: inside the container.
+
+
+def identify(user: str) -> Identity:
+    """Looks up `USER[:GROUP]`, names or numbers, in the container's /etc/passwd and /etc/group. Raises `RunError`."""
+    name, colon, group = (user or "0").partition(":")
+    accounts = _accounts("/etc/passwd", 7)
+    account = next((fields for fields in accounts if fields[0] == name), None)
+    if account is None and name.isdigit():
+        account = next((fields for fields in accounts if fields[2] == name), None)
+    if account is None and not name.isdigit():
+        raise RunError(f"the image has no user {name!r} in its /etc/passwd; choose one with --user")
+    uid = _id(account[2] if account else name, f"user {name!r}")
+    gid = _id(account[3], f"user {name!r}") if account else 0
+    groups_file = _accounts("/etc/group", 4)
+    groups: tuple[int, ...] = ()
+    if colon and group:
+        found = next((fields for fields in groups_file if fields[0] == group), None)
+        if found is None and not group.isdigit():
+            raise RunError(f"the image has no group {group!r} in its /etc/group; choose one with --user")
+        gid = _id(found[2] if found else group, f"group {group!r}")
+    elif account:
+        members = [fields for fields in groups_file if account[0] in fields[3].split(",")]
+        groups = tuple(_id(fields[2], f"group {fields[0]!r}") for fields in members)
+    return Identity(uid, gid, tuple(sorted({gid, *groups})), (account[5] if account else "") or "/")
+
+
+def _accounts(path: str, fields: int) -> list[list[str]]:
+    """The lines of a passwd-like file with enough fields; none when there is no such file."""
+    try:
+        # Without waiting: an image may have a FIFO there.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return []
+        text = os.read(fd, _ACCOUNTS_LIMIT).decode(errors="surrogateescape")
+    finally:
+        os.close(fd)
+    return [line.split(":") for line in text.splitlines() if line.count(":") >= fields - 1]
+
+
+def _id(text: str, what: str) -> int:
+    if not text.isdigit() or len(text) > 10 or int(text) > _ID_LIMIT:
+        raise RunError(f"{what} has the number {text[:40]!r}, which is none")
+    return int(text)
+
+
+def enter_working_directory(path: str) -> None:
+    """Makes it when it is not there, as Docker does, and goes there. Raises `RunError`."""
+    try:
+        os.makedirs(path, mode=0o755, exist_ok=True)
+        os.chdir(path)
+        inside = os.getcwd().startswith("/")
+    except OSError as error:
+        raise RunError(f"the working directory {path!r} cannot be used: {error.strerror}") from error
+    if not inside:  # the kernel says "(unreachable)" for what lies outside of the root (CVE-2024-21626)
+        raise RunError(f"the working directory {path!r} lies outside of the container")
+
+
+def execute(command: Command) -> None:
+    """Replaces this process by the command; returns only by raising `RunError`."""
+    name = command.argv[0]
+    search = [""] if "/" in name else [f"{directory or '.'}/" for directory in command.env["PATH"].split(":")]
+    refused: OSError | None = None
+    for prefix in search:
+        try:
+            os.execve(prefix + name, command.argv, command.env)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                refused = refused or error
+            elif os.path.lexists(prefix + name):
+                raise CommandNotFound(
+                    f"cannot run {prefix + name}: the interpreter that it needs is missing"
+                ) from error
+    if refused is not None:
+        reason = "not a program for this machine" if refused.errno == errno.ENOEXEC else (refused.strerror or "refused")
+        raise CommandNotExecutable(f"cannot run {name!r}: {reason.lower()}") from refused
+    where = "in the image" if "/" in name else f"in the image's PATH ({command.env['PATH']})"
+    raise CommandNotFound(f"command not found: there is no {name!r} {where}")

@@ -1,0 +1,224 @@
+"""A container's life, seen from outside: its record, its first process, signals to it, its exit code, its end.
+
+The mounts live in the container's own mount namespace, so the kernel takes them away with its last process: whatever
+becomes of this one, nothing stays mounted. If it is killed, so is the container.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import NamedTuple, NoReturn
+
+from pullpipe import linux, stack
+from pullpipe.errors import CommandNotExecutable, CommandNotFound, NeedsRoot, PullpipeError, RunError
+from pullpipe.local import LocalImage
+from pullpipe.runner import command, sandbox
+from pullpipe.runner.command import Command, Overrides
+from store import Container, Store, StoreError
+
+_FORWARDED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGCONT,
+)
+_HARMLESS = frozenset({signal.SIGCONT})  # does not end a process that does not handle it
+_ERRORS = {error.__name__: error for error in (CommandNotFound, CommandNotExecutable)}
+
+
+class Options(NamedTuple):
+    """How to run."""
+
+    overrides: Overrides = Overrides()
+    name: str = ""
+    hostname: str = ""
+    interactive: bool = False  # standard input goes to the command
+    terminal: bool = False  # the command gets a terminal
+    remove: bool = False  # the container is removed when the command has ended
+
+
+def run(store: Store, image: LocalImage, options: Options) -> int:
+    """Runs the image's command in a new container and returns its exit code; 128+N when signal N ended it.
+
+    Raises `RunError` when the command cannot be started, `NeedsRoot`, `KernelRefused`, `StoreError`, `OSError`.
+    """
+    if os.geteuid() != 0:
+        raise NeedsRoot("running a container needs root for now: use sudo, with the same --root")
+    if options.terminal and options.interactive and not os.isatty(0):
+        raise RunError("-t wants a terminal, and standard input is none; leave -t away")
+    planned = command.plan(image.config, options.overrides, os.environ, terminal=options.terminal)
+    with store.shared():  # until the record stands, nothing else keeps the layers
+        container = store.containers.create(
+            image=image.record.reference,
+            manifest=image.record.manifest,
+            layers=image.config.diff_ids,
+            command=planned.argv,
+            name=options.name,
+        )
+    lock = store.containers.lock(container)
+    lock.acquire()
+    try:
+        exit_code = _start(store, container, planned, options)
+        if not options.remove:
+            store.containers.update(container._replace(exit_code=exit_code))
+    finally:
+        lock.release()
+        if options.remove:
+            store.containers.remove(container)
+    return exit_code
+
+
+def _start(store: Store, container: Container, planned: Command, options: Options) -> int:
+    hostname = options.hostname or container.short_id
+    plan = sandbox.Plan(
+        stack=stack.build(store, container),
+        rootfs=os.path.join(store.containers.path(container), "rootfs"),
+        hostname=hostname,
+        files=_network_files(store.containers.path(container), hostname),
+    )
+    ours, theirs = socket.socketpair()
+    linux.unshare(linux.CLONE_NEWPID)  # for the next child, not for this process
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        _become(plan, planned, options, theirs)
+    theirs.close()
+    with ours, _forwarding_signals(pid) as killed_by:
+        try:
+            _relay_until_closed(ours, options)
+        except RunError:
+            os.waitpid(pid, 0)
+            raise
+        _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return 128 + (killed_by[0] if killed_by else -code) if code < 0 else code
+
+
+def _relay_until_closed(channel: socket.socket, options: Options) -> None:
+    """Hears from the container's first process until it has become the command, and serves its terminal.
+
+    Raises what kept it from becoming the command.
+    """
+    message, descriptors, _, _ = socket.recv_fds(channel, 64 << 10, 1)
+    if descriptors:
+        from pullpipe.runner import terminal
+
+        terminal.relay(descriptors[0], interactive=options.interactive)
+        message, _, _, _ = socket.recv_fds(channel, 64 << 10, 0)
+    if message:
+        failure = json.loads(message)
+        raise _ERRORS.get(failure["error"], RunError)(failure["why"])
+
+
+def _become(plan: sandbox.Plan, planned: Command, options: Options, channel: socket.socket) -> NoReturn:
+    """The container's first process: builds the walls, gives up what it does not need, becomes the command."""
+    try:
+        _reset_signals()
+        os.setsid()
+        if options.terminal:
+            from pullpipe.runner import terminal
+        if not options.interactive:
+            null = os.open("/dev/null", os.O_RDONLY)
+            os.dup2(null, 0)
+        _close_all_but(channel.fileno())
+        sandbox.enter(plan)
+        if options.terminal:
+            master, slave = os.openpty()  # of the devpts that has just been mounted
+            socket.send_fds(channel, [b"t"], [master])
+            os.close(master)
+            terminal.become_controlling(slave)
+            os.close(slave)
+        identity = command.identify(planned.user)
+        command.enter_working_directory(planned.working_dir)
+        sandbox.give_up_rights(identity.uid, identity.gid, identity.groups)
+        linux.end_with_parent(signal.SIGKILL)  # last: a change of user takes it back
+        command.execute(planned._replace(env={"HOSTNAME": plan.hostname, "HOME": identity.home, **planned.env}))
+    except (PullpipeError, StoreError, OSError) as error:
+        _report(channel, type(error).__name__, str(error))
+    except BaseException as error:
+        _report(channel, "RunError", f"a bug of pullpipe's: {type(error).__name__}: {error}")
+    finally:
+        os._exit(125)
+
+
+def _report(channel: socket.socket, error: str, why: str) -> None:
+    with contextlib.suppress(OSError):
+        channel.sendall(json.dumps({"error": error, "why": why}).encode())
+
+
+def _reset_signals() -> None:
+    """Python ignores some signals, and what a process ignores its successor ignores too."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        with contextlib.suppress(OSError, ValueError):  # those that the C library keeps for itself
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _close_all_but(kept: int) -> None:
+    """No descriptor of the host may be open in the container (CVE-2024-21626), inherited or ours."""
+    os.closerange(3, kept)
+    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+
+
+@contextmanager
+def _forwarding_signals(pid: int) -> Iterator[list[int]]:
+    """Signals to us go to the command. Yields a list that gets the number of one that the command would not have felt.
+
+    The first process of a PID namespace never feels a signal that it does not handle. Anywhere else such a signal would
+    have ended it, and that is what the sender expects: it is killed, and reported as ended by that signal.
+    """
+    killed_by: list[int] = []
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+            if number not in _HARMLESS and not _feels(pid, number):
+                killed_by.append(number)
+                os.kill(pid, signal.SIGKILL)
+
+    before: Mapping[int, object] = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        yield killed_by
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def _feels(pid: int, number: int) -> bool:
+    """Whether the process handles or ignores the signal by its own will."""
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+        fields = dict(line.split(":", 1) for line in file if ":" in line)
+    mask = int(fields["SigCgt"], 16) | int(fields["SigIgn"], 16)
+    return bool(mask >> (number - 1) & 1)
+
+
+def _network_files(directory: str, hostname: str) -> tuple[tuple[str, str], ...]:
+    """The container's own hosts, resolv.conf and hostname, from the host's; it shares the host's network."""
+    contents = {
+        "hosts": _host_file("/etc/hosts") + f"127.0.0.1\t{hostname}\n".encode(),
+        "resolv.conf": _host_file("/etc/resolv.conf"),
+        "hostname": f"{hostname}\n".encode(),
+    }
+    for name, content in contents.items():
+        with open(os.path.join(directory, name), "wb") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(content)
+    return tuple((os.path.join(directory, name), f"/etc/{name}") for name in contents)
+
+
+def _host_file(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""

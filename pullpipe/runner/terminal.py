@@ -1,0 +1,69 @@
+"""A terminal for the command: a pty of the container's own, relayed to ours."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import termios
+import tty
+
+_PIECE = 64 << 10  # bytes
+
+
+def become_controlling(slave: int) -> None:
+    """Makes the slave this session's terminal and its standard streams."""
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    for stream in (0, 1, 2):
+        os.dup2(slave, stream)
+
+
+def copy_size(master: int) -> None:
+    """Gives the pty the size of our terminal, if we have one."""
+    for stream in (0, 1, 2):
+        try:
+            size = fcntl.ioctl(stream, termios.TIOCGWINSZ, b"\0" * 8)
+        except OSError:
+            continue
+        fcntl.ioctl(master, termios.TIOCSWINSZ, size)
+        return
+
+
+def relay(master: int, *, interactive: bool) -> None:
+    """Copies between our standard streams and the pty until nobody in the container holds it any more."""
+    signal.signal(signal.SIGWINCH, lambda *_: copy_size(master))
+    copy_size(master)
+    before = termios.tcgetattr(0) if interactive else None
+    try:
+        if before is not None:
+            tty.setraw(0)  # every key goes to the command, Ctrl-C too
+        _copy(master, interactive=interactive)
+    finally:
+        if before is not None:
+            termios.tcsetattr(0, termios.TCSADRAIN, before)
+        signal.signal(signal.SIGWINCH, signal.SIG_DFL)
+        os.close(master)
+
+
+def _copy(master: int, *, interactive: bool) -> None:
+    sources = [master, 0] if interactive else [master]
+    while True:
+        ready, _, _ = select.select(sources, [], [])
+        if 0 in ready:
+            data = os.read(0, _PIECE)
+            if data:
+                _write(master, data)
+            else:
+                sources.remove(0)  # our terminal is gone
+        if master in ready:
+            try:
+                data = os.read(master, _PIECE)
+            except OSError:  # EIO: the other side is closed
+                return
+            _write(1, data)
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]

@@ -1,0 +1,38 @@
+"""Where images come from: what a pull asks of a registry, a layout on disk, or an archive."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple, Protocol
+
+from pullpipe.oci import Descriptor
+from store.digest import Digest
+
+
+class Document(NamedTuple):
+    """A manifest or an index as it came; its bytes have the digest."""
+
+    data: bytes
+    media_type: str  # what the source said it is; may be empty
+    digest: Digest
+
+
+class BlobStream(NamedTuple):
+    """A blob's bytes, from `start` on; a source that cannot begin in the middle begins at 0."""
+
+    start: int
+    pieces: AsyncIterator[bytes]
+
+
+class Source(Protocol):
+    """A place that images can be pulled from. Each method raises `TransferError`."""
+
+    async def resolve(self, wanted: str) -> Digest:
+        """What the tag or digest names now: the digest of a manifest or index."""
+
+    async def document(self, wanted: str) -> Document:
+        """The manifest or index that the tag or digest names."""
+
+    def blob(self, descriptor: Descriptor, offset: int) -> AbstractAsyncContextManager[BlobStream]:
+        """The blob's bytes from `offset` on, or from the start. They are not verified."""

@@ -1,0 +1,90 @@
+"""What `load` takes: an OCI layout or a Docker archive; a directory, a tar archive (compressed or not), a stream."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, NamedTuple
+
+from pullpipe.errors import BadArgument, LayerError
+from pullpipe.pipe.inflate import inflate
+from pullpipe.reference import Reference
+from pullpipe.transports import Source
+from pullpipe.transports.docker_archive import DockerArchiveSource
+from pullpipe.transports.files import Archive, Directory, Files
+from pullpipe.transports.layout import LayoutSource
+
+_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
+_PIECE = 1 << 20
+
+
+class Loadable(NamedTuple):
+    """One image that can be loaded."""
+
+    source: Source
+    wanted: str  # what to ask the source for
+    references: tuple[Reference, ...]  # under what names to keep it
+
+
+@contextmanager
+def opened(path: str, name: str | None, spool: str) -> Iterator[list[Loadable]]:
+    """The images at `path`; `-` is standard input.
+
+    `name` is what the user calls the image, when there is one image only. A stream or a compressed archive goes
+    through a temporary file in the directory `spool`. Raises `BadArgument`, `PullpipeError` or `OSError`.
+    """
+    if os.path.isdir(path):
+        yield _find(Directory(path), os.path.basename(os.path.realpath(path)), name)
+        return
+    with tempfile.TemporaryFile(dir=spool) as plain:
+        if path == "-":
+            plain_path, stem = _spool(sys.stdin.buffer, plain), ""
+        else:
+            stem = os.path.basename(path).partition(".")[0]
+            with open(path, "rb") as file:
+                compressed = file.read(4).startswith(_COMPRESSED)
+                file.seek(0)
+                plain_path = _spool(file, plain) if compressed else path
+        yield _find(Archive(plain_path), stem, name)
+
+
+def _spool(file: BinaryIO, plain: BinaryIO) -> str:
+    try:
+        for piece in inflate(lambda: file.read(_PIECE)):
+            plain.write(piece)
+    except LayerError as error:
+        raise BadArgument(str(error).replace("the layer", "the archive")) from error
+    plain.flush()
+    return f"/proc/self/fd/{plain.fileno()}"
+
+
+def _find(files: Files, stem: str, name: str | None) -> list[Loadable]:
+    if files.find("index.json") is not None:
+        layout = LayoutSource(files)
+        found = [
+            Loadable(layout, str(digest), _references((stated,) if stated else (), stem, name))
+            for stated, digest in layout.images()
+        ]
+    elif files.find("manifest.json") is not None:
+        found = [
+            Loadable(DockerArchiveSource(files, member), "", _references(member.tags, stem, name))
+            for member in DockerArchiveSource.images(files)
+        ]
+    else:
+        raise BadArgument("neither an OCI image layout nor a Docker archive: no index.json, no manifest.json")
+    if name is not None and len(found) != 1:
+        raise BadArgument(f"{len(found)} images are there, and one name cannot serve them all; leave --tag away")
+    return found
+
+
+def _references(stated: tuple[str, ...], stem: str, name: str | None) -> tuple[Reference, ...]:
+    """Under what names to keep an image: the user's, else what it states; a bare tag goes with the file's name."""
+    if name is not None:
+        return (Reference.parse(name),)
+    if not stated and not stem:
+        raise BadArgument("the image has no name; give it one with --tag NAME")
+    whole = [text if "/" in text or ":" in text or not stem else f"{stem}:{text}" for text in stated] or [stem]
+    return tuple(Reference.parse(text) for text in whole)
