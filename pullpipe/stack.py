@@ -48,10 +48,12 @@ def build(store: Store, container: Container) -> Stack:
         raise KernelRefused(
             f"{container.image} has {len(lower)} layers that matter, and overlayfs stacks {_LIMIT} at most"
         )
-    if root is not None and not os.listdir(upper):
-        os.chown(upper, root.st_uid, root.st_gid)
-        os.chmod(upper, root.st_mode & 0o7777)
-        os.utime(upper, ns=(root.st_mtime_ns, root.st_mtime_ns))
+    if not os.listdir(upper):
+        if root is not None:
+            os.chown(upper, root.st_uid, root.st_gid)
+            os.chmod(upper, root.st_mode & 0o7777)
+        time = 0 if root is None else root.st_mtime_ns
+        os.utime(upper, ns=(time, time))
     return Stack(tuple(lower) or (os.path.join(own, "lower"),), upper, os.path.join(own, "work"))
 
 

@@ -30,6 +30,7 @@ async def flatten(store: Store, image: LocalImage, directory: str, progress: Pro
     os.makedirs(directory, exist_ok=True)
     if os.listdir(directory):
         raise BadArgument(f"{directory} is not empty; name a new directory")
+    os.utime(directory, (0, 0))  # what stays, unless a layer describes its root
     progress.plan(image.manifest.layers, image.manifest.layers)
     with Worker() as worker:
         for diff_id, layer in zip(image.config.diff_ids, image.manifest.layers, strict=True):

@@ -24,6 +24,7 @@ class OverlayTree(Tree):
     def __init__(self, root: int) -> None:
         super().__init__(root)
         self._opaque: set[Path] = set()
+        self._times[()] = 0  # unless an entry says otherwise, as for any directory that none describes
 
     def finish(self) -> None:
         for path in self._opaque:
@@ -73,6 +74,7 @@ class FlatTree(Tree):
     def __init__(self, root: int) -> None:
         super().__init__(root)
         self._mine: set[Path] = set()  # what this layer made, with all directories on the way
+        self._times[()] = os.fstat(root).st_mtime_ns
 
     def _wrote(self, path: Path) -> None:
         while path and path not in self._mine:
