@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -104,7 +103,7 @@ class Containers:
         target: str = "",
     ) -> Container:
         """A new container with empty directories. Raises `InUse` when the name is taken."""
-        container_id = secrets.token_hex(32)
+        container_id = os.urandom(32).hex()
         name = name or f"c-{container_id[:8]}"
         if any(name == other.name for other in self):
             raise InUse(f"the container name {name!r} is taken; choose another, or `pullpipe rm {name}` first")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -152,4 +151,6 @@ class Staging:
 def remove_tree(path: str) -> None:
     """Removes the directory at `path` with all that is in it, following no symlink; nothing there is fine."""
     if os.path.lexists(path):
+        import shutil  # here, for it takes 2 ms that commands which remove nothing should not pay
+
         shutil.rmtree(path)

@@ -19,8 +19,8 @@ from pullpipe.registry.server import serve
 HELP = "the whole job in one minute: a registry and an image made on the spot, pulled, stacked and run"
 
 _NOT_ROOT = (
-    "You are not root, so the demo stops before the pull. Unpacking keeps owners and devices, stacking mounts overlayfs "
-    "and running makes namespaces; for now these take root: sudo pullpipe demo"
+    "You are not root, so the demo stops before the pull. Unpacking keeps owners and devices, stacking "
+    "mounts overlayfs, and running makes namespaces. For now these take root: sudo pullpipe demo"
 )
 
 
