@@ -68,6 +68,7 @@ class Result(NamedTuple):
 
 def serve(control: socket.socket) -> None:
     """Takes jobs until the owner closes the socket."""
+    new_hash("sha256")  # loads OpenSSL once, for all jobs
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps: nobody asks for exit codes, sockets tell all
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of a terminal's group; the owner decides
     while True:
@@ -87,10 +88,14 @@ def _run_job(job: Job, channel_fd: int, blob_fd: int, directory_fd: int) -> None
     try:
         linux.end_with_parent(signal.SIGKILL)
         os.umask(0)
+        blob_hash, diff_hash = new_hash(job.blob_algorithm), new_hash(job.diff_algorithm)
+        tree = _FORMS[job.form](directory_fd)
         os.fchdir(directory_fd)
         os.chroot(".")
         linux.import_nothing_more()
-        _tell(channel, {"done": _unpack(job, channel, blob_fd, directory_fd)._asdict()})
+        blob = _Arriving(blob_fd, job.size, channel, blob_hash.update)
+        _unpack(blob, tree, diff_hash.update, lambda count: _tell(channel, {"unpacked": count}))
+        _tell(channel, {"done": _result(tree, blob_hash.hexdigest(), diff_hash.hexdigest())._asdict()})
     except LayerError as error:
         _tell(channel, {"failed": "layer", "why": str(error)})
     except OSError as error:
@@ -112,17 +117,14 @@ def _tell(channel: socket.socket, message: dict[str, Any]) -> None:
         os._exit(1)  # the owner gave the job up
 
 
-def _unpack(job: Job, channel: socket.socket, blob_fd: int, directory_fd: int) -> Result:
-    blob_hash, diff_hash = new_hash(job.blob_algorithm), new_hash(job.diff_algorithm)
-    blob = _Arriving(blob_fd, job.size, channel, blob_hash.update)
+def _unpack(blob: _Arriving, tree: Tree, hash_diff: Callable[[bytes], None], report: Callable[[int], None]) -> None:
     inflated = _Pipe()
     hashed = _Pipe()
-    hashing = threading.Thread(target=lambda: _hash(hashed, diff_hash.update), daemon=True)
+    hashing = threading.Thread(target=lambda: _hash(hashed, hash_diff), daemon=True)
     hashing.start()
     threading.Thread(target=lambda: _inflate(blob.read, inflated, hashed), daemon=True).start()
 
-    tree = _FORMS[job.form](directory_fd)
-    unpacked = _Counter(inflated.get, lambda count: _tell(channel, {"unpacked": count}))
+    unpacked = _Counter(inflated.get, report)
     stream = TarStream(unpacked.read)
     for entry in stream:
         tree.apply(entry, stream)
@@ -130,9 +132,12 @@ def _unpack(job: Job, channel: socket.socket, blob_fd: int, directory_fd: int) -
         pass  # what follows the archive's end counts for the digest, and for nothing else
     tree.finish()
     hashing.join()
+
+
+def _result(tree: Tree, blob: str, diff: str) -> Result:
     return Result(
-        blob=blob_hash.hexdigest(),
-        diff=diff_hash.hexdigest(),
+        blob=blob,
+        diff=diff,
         size=tree.size,
         entries=tree.entries,
         whiteouts=tree.whiteouts,
