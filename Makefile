@@ -22,7 +22,7 @@ check: $(VENV)/.test
 
 bench: $(BIN)/pullpipe
 	$(BIN)/pip install --quiet --editable '.[bench]'
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks extract
 
 # Debian keeps venv's installer in a package of its own.
 $(BIN)/python:

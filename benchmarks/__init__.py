@@ -1,0 +1,1 @@
+"""Measurements, each against real peers in the same run: `python -m benchmarks`."""
