@@ -10,6 +10,7 @@
     │   ├── NotFound           no such image, tag or blob there
     │   └── UnexpectedAnswer   the registry answered something that the protocol does not allow
     ├── VerificationError      bytes came, and are not what their digest or size says
+    │   └── WrongBlob          a blob's bytes do not have its digest
     ├── LayerError             a layer's archive is damaged, hostile or not understood
     ├── WorkerDied             an unpack process ended without a result
     ├── NeedsRoot              what was asked for takes root's rights
@@ -63,6 +64,10 @@ class UnexpectedAnswer(TransferError):
 
 class VerificationError(PullpipeError):
     """The bytes are not what their digest or size says."""
+
+
+class WrongBlob(VerificationError):
+    """A blob's bytes do not have its digest."""
 
 
 class LayerError(PullpipeError):

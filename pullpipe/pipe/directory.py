@@ -27,6 +27,7 @@ from pullpipe.pipe.tarstream import Entry, TarStream
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ENTER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DEPTH_LIMIT = 512  # directories in directories; removing a tree recurses, and the kernel's longest path has 2048
 _SYMLINKS_LIMIT = 40  # on the way to one directory; the kernel's own limit
 _OPEN_LIMIT = 256  # directories held open; the usual limit of a process is 1024 files
 _WARNINGS_LIMIT = 20
@@ -77,6 +78,8 @@ class Tree:
         self.entries += 1
         try:
             path = clean(entry.name)
+            if len(path) > _DEPTH_LIMIT:
+                raise _error(entry, f"nested more than {_DEPTH_LIMIT} directories deep")
             if b".wh." in entry.name and self._is_whiteout(path, entry):
                 return
             if path:
@@ -157,6 +160,8 @@ class Tree:
 
     def _enter(self, parent: _Directory, name: bytes, symlinks: list[int], *, make: bool) -> _Directory:
         path = (*parent.path, name)
+        if len(path) > _DEPTH_LIMIT:  # by symlinks that lead ever deeper
+            raise OSError(errno.ENAMETOOLONG, f"nested more than {_DEPTH_LIMIT} directories deep")
         try:
             fd = os.open(name, _ENTER, dir_fd=parent.fd)
         except FileNotFoundError:
@@ -200,8 +205,11 @@ class Tree:
 
     def _clear(self, parent: _Directory, name: bytes) -> None:
         """Removes whatever stands at the name, a directory with all that is in it."""
-        if not stat.S_ISDIR(os.lstat(name, dir_fd=parent.fd).st_mode):
+        mode = os.lstat(name, dir_fd=parent.fd).st_mode
+        if not stat.S_ISDIR(mode):
             os.unlink(name, dir_fd=parent.fd)
+            if stat.S_ISLNK(mode):
+                self._open.clear()  # directories may be open by the way that led through it
             return
         shutil.rmtree(name, dir_fd=parent.fd)
         gone = (*parent.path, name)

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from pullpipe import local
-from pullpipe.errors import InvalidDocument, LayerError, NoSuchPlatform, VerificationError
+from pullpipe.errors import InvalidDocument, LayerError, NoSuchPlatform, VerificationError, WrongBlob
 from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, ImageConfig, Index, Manifest, Platform, parse_document
 from pullpipe.pipe.fetch import fetch
 from pullpipe.pipe.unpack import Channel, Worker
@@ -63,15 +63,8 @@ async def pull(
             return Pulled(record, fetched=False)
     with Worker() as worker:  # starts while the manifest travels
         image, documents = await _resolve(source, wanted, reference, options.platform)
-        layers = _Layers(source, store, worker, options, progress)
-        while True:
-            await layers.provide(image.manifest, image.config)
-            with store.shared():
-                if not local.is_whole(store, image):
-                    continue  # somebody removed a layer between our publishing it and now
-                store.publish([store.blobs.document(digest, data) for digest, data in documents.items()], [])
-                store.images.put(image.record)
-                return Pulled(image.record, fetched=True)
+        await _Layers(source, store, worker, options, progress).provide(image, documents)
+    return Pulled(image.record, fetched=True)
 
 
 def _is_for(record: ImageRecord, platform: Platform) -> bool:
@@ -135,120 +128,143 @@ class _Layers:
         self._options = options
         self._progress = progress
         self._slots = asyncio.Semaphore(options.jobs)
+        self._blobs: list[Ingest] = []  # proven, to be published
+        self._staged: dict[Digest, Staging] = {}
 
-    async def provide(self, manifest: Manifest, config: ImageConfig) -> None:
-        """Has every layer in the store, unpacked."""
+    async def provide(self, image: local.LocalImage, documents: Mapping[Digest, bytes]) -> None:
+        """Has every layer in the store, unpacked, and the image recorded.
+
+        When a layer fails, those that are proven by then are published all the same, and the image is not recorded.
+        """
         self._store.layers.clean()
-        wanted = dict(zip(config.diff_ids, manifest.layers, strict=True))
+        wanted = dict(zip(image.config.diff_ids, image.manifest.layers, strict=True))
         missing = self._missing(wanted)
         self._progress.plan(list(wanted.values()), list(missing.values()))
-        while missing:
-            locks = {diff_id: self._store.layers.lock(diff_id) for diff_id in missing}
-            held = {diff_id: lock for diff_id, lock in locks.items() if lock.try_acquire()}
-            try:
-                if not held:
-                    diff_id, lock = next(iter(locks.items()))
-                    self._progress.waiting(missing[diff_id])
-                    await _wait_for(lock)
-                    held = {diff_id: lock}
-                await self._make(self._missing({diff_id: missing[diff_id] for diff_id in held}))
-            finally:
-                for lock in held.values():
-                    lock.release(remove=True)
-            missing = self._missing(missing)
+        recorded = self._publish(image, documents)
+        while not recorded:
+            with ExitStack() as owned:
+                mine = await self._lock(self._missing(wanted), owned)
+                try:
+                    await self._make(self._missing(mine), owned)
+                finally:
+                    recorded = self._publish(image, documents)
 
     def _missing(self, layers: Mapping[Digest, Descriptor]) -> dict[Digest, Descriptor]:
         return {diff_id: layer for diff_id, layer in layers.items() if diff_id not in self._store.layers}
 
-    async def _make(self, layers: Mapping[Digest, Descriptor]) -> None:
-        """Fetches, unpacks and publishes these layers, whose locks we hold; the largest first, for they take longest.
+    async def _lock(self, layers: Mapping[Digest, Descriptor], owned: ExitStack) -> dict[Digest, Descriptor]:
+        """Those of the layers that are ours to make: all whose locks are free, or else the first that becomes free."""
+        locks = {diff_id: self._store.layers.lock(diff_id) for diff_id in layers}
+        held = [diff_id for diff_id, lock in locks.items() if lock.try_acquire()]
+        if not held and locks:
+            first = next(iter(locks))
+            self._progress.waiting(layers[first])
+            await _wait_for(locks[first])
+            held = [first]
+        for diff_id in held:
+            owned.callback(locks[diff_id].release, remove=True)
+        return {diff_id: layers[diff_id] for diff_id in held}
 
-        When one fails, those that are proven by then are published all the same.
+    def _publish(self, image: local.LocalImage, documents: Mapping[Digest, bytes]) -> bool:
+        """Makes visible what has been made, and records the image when that was the last of it; says whether it was.
+
+        Under the store's lock, so that nothing is swept between a layer's publication and the record that needs it.
         """
-        with ExitStack() as owned:
-            blobs: list[Ingest] = []
-            staged: list[Staging] = []
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for diff_id, layer in sorted(layers.items(), key=lambda item: -item[1].size):
-                        group.create_task(self._make_one(diff_id, layer, owned, blobs, staged))
-            except BaseExceptionGroup as errors:
-                raise _first(errors) from None
-            finally:
-                with self._store.shared():
-                    self._store.publish(blobs, staged)
+        with self._store.shared(), ExitStack() as owned:
+            complete = all(
+                diff_id in self._staged or diff_id in self._store.layers for diff_id in image.config.diff_ids
+            )
+            small = [
+                owned.enter_context(self._store.blobs.document(digest, data))
+                for digest, data in (documents.items() if complete else ())
+            ]
+            self._store.publish([*self._blobs, *small], list(self._staged.values()))
+            self._blobs.clear()
+            self._staged.clear()
+            if complete:
+                self._store.images.put(image.record)
+        return complete
 
-    async def _make_one(
-        self, diff_id: Digest, layer: Descriptor, owned: ExitStack, blobs: list[Ingest], staged: list[Staging]
-    ) -> None:
-        """One layer, from the network to a proven directory; adds what is to be published to the two lists."""
+    async def _make(self, layers: Mapping[Digest, Descriptor], owned: ExitStack) -> None:
+        """Fetches and unpacks these layers, whose locks we hold; the largest first, for they take longest."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for diff_id, layer in sorted(layers.items(), key=lambda item: -item[1].size):
+                    group.create_task(self._make_one(diff_id, layer, owned))
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+
+    async def _make_one(self, diff_id: Digest, layer: Descriptor, owned: ExitStack) -> None:
+        """One layer, from the network to a proven directory that waits to be published."""
         async with self._slots:
             self._progress.started(layer)
             staging = self._store.layers.stage(diff_id)
             owned.callback(staging.discard)  # nothing, once it is published
             if layer.digest in self._store.blobs:
                 result = await self._unpack_present(diff_id, layer, staging)
-                _prove(result, diff_id, layer)
             else:
-                ingest = owned.enter_context(self._store.blobs.ingest(layer.digest, layer.size))
-                try:
-                    result = await self._fetch_and_unpack(ingest, diff_id, layer, staging)
-                    _prove(result, diff_id, layer)
-                except (VerificationError, LayerError):
-                    ingest.discard()
-                    raise
-                if self._options.keep_blobs:
-                    blobs.append(ingest)
-                else:
-                    ingest.discard()
+                result = await self._fetch_and_unpack(diff_id, layer, staging, owned)
             staging.describe(_info(diff_id, result))
-            staged.append(staging)
+            self._staged[diff_id] = staging
             self._progress.finished(layer)
             for warning in result.warnings:
                 self._progress.note(f"{layer.digest.short}: {warning}")
 
     async def _unpack_present(self, diff_id: Digest, layer: Descriptor, staging: Staging) -> Result:
+        """A blob that the store has kept, unpacked anew; it is removed if it turns out to be damaged."""
         channel = await Channel.open()
         await channel.available(layer.size)
         blob = os.open(self._store.blobs.path(layer.digest), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return await self._unpack(blob, diff_id, layer, staging, channel)
+            outcome = await self._unpack(blob, diff_id, layer, staging, channel)
+            return await _proven(outcome, blob, diff_id, layer)
+        except WrongBlob as error:
+            self._store.blobs.remove(layer.digest)
+            raise VerificationError(
+                f"blob {layer.digest} was damaged in the store and has been removed; pull again to fetch it"
+            ) from error
         finally:
             os.close(blob)
 
-    async def _fetch_and_unpack(self, ingest: Ingest, diff_id: Digest, layer: Descriptor, staging: Staging) -> Result:
+    async def _fetch_and_unpack(self, diff_id: Digest, layer: Descriptor, staging: Staging, owned: ExitStack) -> Result:
         """The blob flows into its file while the worker follows it there."""
+        ingest = owned.enter_context(self._store.blobs.ingest(layer.digest, layer.size))
         channel = await Channel.open()
 
         async def available(count: int) -> None:
             self._progress.fetched(layer, count)
             await channel.available(count)
 
-        async def unpack() -> Result | LayerError:
-            try:
-                return await self._unpack(ingest.fileno(), diff_id, layer, staging, channel)
-            except LayerError as error:
-                return error  # not yet the last word: let the rest arrive, and see whether these are the right bytes
-
         try:
             async with asyncio.TaskGroup() as group:
-                unpacking = group.create_task(unpack())
+                unpacking = group.create_task(self._unpack(ingest.fileno(), diff_id, layer, staging, channel))
                 group.create_task(fetch(self._source, layer, ingest, available))
+            result = await _proven(unpacking.result(), ingest.fileno(), diff_id, layer)
         except BaseExceptionGroup as errors:
-            raise _first(errors) from None
-        result = unpacking.result()
-        if isinstance(result, LayerError):
-            await asyncio.to_thread(_prove_blob, ingest.fileno(), layer)
-            raise result
+            error = _first(errors)
+            if isinstance(error, VerificationError):
+                ingest.discard()
+            raise error from None
+        except (VerificationError, LayerError):
+            ingest.discard()
+            raise
+        if self._options.keep_blobs:
+            self._blobs.append(ingest)
+        else:
+            ingest.discard()
         return result
 
     async def _unpack(
         self, blob: int, diff_id: Digest, layer: Descriptor, staging: Staging, channel: Channel
-    ) -> Result:
+    ) -> Result | LayerError:
+        """A `LayerError` is not yet the last word: first the rest has to arrive, and prove to be the right bytes."""
         job = Job("overlay", layer.size, layer.digest.algorithm, diff_id.algorithm)
-        return await self._worker.unpack(
-            job, blob, staging.files, channel, lambda count: self._progress.unpacked(layer, count)
-        )
+        try:
+            return await self._worker.unpack(
+                job, blob, staging.files, channel, lambda count: self._progress.unpacked(layer, count)
+            )
+        except LayerError as error:
+            return error
 
 
 async def _wait_for(lock: Lock) -> None:
@@ -265,29 +281,35 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-def _prove(result: Result, diff_id: Digest, layer: Descriptor) -> None:
-    if result.blob != layer.digest.hex:
-        raise _wrong_blob(layer, result.blob)
-    if result.diff != diff_id.hex:
+async def _proven(outcome: Result | LayerError, blob: int, diff_id: Digest, layer: Descriptor) -> Result:
+    """What was unpacked, both its digests proven; or the reason why it is nothing."""
+    if isinstance(outcome, LayerError):
+        found = await asyncio.to_thread(_digest, blob, layer.digest.algorithm)
+        if found != layer.digest.hex:
+            raise _wrong_blob(layer, found) from outcome
+        raise outcome
+    if outcome.blob != layer.digest.hex:
+        raise _wrong_blob(layer, outcome.blob)
+    if outcome.diff != diff_id.hex:
         raise VerificationError(
-            f"layer {layer.digest} unpacks to diffID {diff_id.algorithm}:{result.diff}, and the image's config says "
+            f"layer {layer.digest} unpacks to diffID {diff_id.algorithm}:{outcome.diff}, and the image's config says "
             f"{diff_id}: the image is inconsistent; its owner has to push it anew"
         )
+    return outcome
 
 
-def _prove_blob(fd: int, layer: Descriptor) -> None:
-    """Whether the file holds the blob; for when unpacking it has failed."""
-    blob_hash = new_hash(layer.digest.algorithm)
+def _digest(fd: int, algorithm: str) -> str:
+    """The hex digest of the whole file."""
+    blob_hash = new_hash(algorithm)
     at = 0
     while data := os.pread(fd, 1 << 20, at):
         blob_hash.update(data)
         at += len(data)
-    if blob_hash.hexdigest() != layer.digest.hex:
-        raise _wrong_blob(layer, blob_hash.hexdigest())
+    return blob_hash.hexdigest()
 
 
-def _wrong_blob(layer: Descriptor, got: str) -> VerificationError:
-    return VerificationError(
+def _wrong_blob(layer: Descriptor, got: str) -> WrongBlob:
+    return WrongBlob(
         f"blob {layer.digest} arrived with the digest {layer.digest.algorithm}:{got}: damaged on the way, or the "
         "source is lying; nothing of it was kept, try again"
     )

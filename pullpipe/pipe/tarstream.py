@@ -26,6 +26,7 @@ _ZEROS = bytes(BLOCK)
 _EXTENDED_LIMIT = 1 << 20  # of one x, g, L or K header's data; Go's limit, too
 _MEMORY_LIMIT = 4096  # entries of the memo for mode, owner and group
 _SECONDS_LIMIT = 1 << 62  # of a time: no kernel takes more
+_ID_LIMIT = (1 << 32) - 2  # of an owner or group; the one above means "leave it" to chown
 
 REGULAR, HARDLINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 _CONTIGUOUS, _OLD_REGULAR = b"7", b"\0"
@@ -185,7 +186,8 @@ class TarStream:
             remembered = self._remember(numbers, offset)
         mode, uid, gid = remembered
         size = _number(header[124:136], "size", offset)
-        mtime_ns = _number(header[136:148], "time", offset) * 1_000_000_000
+        seconds = _number(header[136:148], "time", offset)
+        mtime_ns = max(-_SECONDS_LIMIT, min(seconds, _SECONDS_LIMIT)) * 1_000_000_000
         name = header[:100].partition(b"\0")[0]
         linkname = header[157:257].partition(b"\0")[0]
         major = minor = 0
@@ -215,6 +217,8 @@ class TarStream:
                 raise _error(offset, f"{name[:200]!r} is a sparse file, which is not supported yet")
         if size < 0:
             raise _error(offset, f"negative size {size} of {name[:200]!r}")
+        if not (0 <= uid <= _ID_LIMIT and 0 <= gid <= _ID_LIMIT):
+            raise _error(offset, f"owner {uid}:{gid} of {name[:200]!r} is out of range")
         known = _KINDS.get(kind)
         if known is None:
             raise _error(offset, f"entry {name[:200]!r} has the type {kind!r}, which is not supported")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,7 @@ _FORWARDED = (
     signal.SIGCONT,
 )
 _HARMLESS = frozenset({signal.SIGCONT})  # does not end a process that does not handle it
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # Docker's rule
 _ERRORS = {error.__name__: error for error in (CommandNotFound, CommandNotExecutable)}
 
 
@@ -57,6 +59,8 @@ def run(store: Store, image: LocalImage, options: Options) -> int:
         raise NeedsRoot("running a container needs root for now: use sudo, with the same --root")
     if options.terminal and options.interactive and not os.isatty(0):
         raise RunError("-t wants a terminal, and standard input is none; leave -t away")
+    if options.name and not _NAME.fullmatch(options.name):
+        raise RunError(f"the name {options.name!r} is none: letters, digits, and then also _ . - are allowed")
     planned = command.plan(image.config, options.overrides, os.environ, terminal=options.terminal)
     with store.shared():  # until the record stands, nothing else keeps the layers
         container = store.containers.create(
@@ -72,6 +76,9 @@ def run(store: Store, image: LocalImage, options: Options) -> int:
         exit_code = _start(store, container, planned, options)
         if not options.remove:
             store.containers.update(container._replace(exit_code=exit_code))
+    except RunError as error:
+        store.containers.update(container._replace(exit_code=error.exit_code))
+        raise
     finally:
         lock.release()
         if options.remove:
