@@ -101,13 +101,15 @@ def _start(store: Store, container: Container, planned: Command, options: Option
         ours.close()
         _become(plan, planned, options, theirs)
     theirs.close()
-    with ours, _forwarding_signals(pid) as killed_by:
-        try:
-            _relay_until_closed(ours, options)
-        except RunError:
-            os.waitpid(pid, 0)
-            raise
-        _, status = os.waitpid(pid, 0)
+    try:
+        with ours, _forwarding_signals(pid) as killed_by:
+            try:
+                _relay_until_closed(ours, options)
+            finally:
+                _, status = os.waitpid(pid, 0)
+    finally:
+        if os.path.ismount(plan.rootfs):  # from within a chroot a shared mount cannot be made private: it came through
+            linux.umount(plan.rootfs, linux.MNT_DETACH)
     code = os.waitstatus_to_exitcode(status)
     return 128 + (killed_by[0] if killed_by else -code) if code < 0 else code
 
@@ -139,7 +141,7 @@ def _become(plan: sandbox.Plan, planned: Command, options: Options, channel: soc
             null = os.open("/dev/null", os.O_RDONLY)
             os.dup2(null, 0)
         _close_all_but(channel.fileno())
-        sandbox.enter(plan)
+        capabilities = sandbox.enter(plan)
         if options.terminal:
             master, slave = os.openpty()  # of the devpts that has just been mounted
             socket.send_fds(channel, [b"t"], [master])
@@ -148,7 +150,7 @@ def _become(plan: sandbox.Plan, planned: Command, options: Options, channel: soc
             os.close(slave)
         identity = command.identify(planned.user)
         command.enter_working_directory(planned.working_dir)
-        sandbox.give_up_rights(identity.uid, identity.gid, identity.groups)
+        sandbox.give_up_rights(identity.uid, identity.gid, identity.groups, capabilities)
         linux.end_with_parent(signal.SIGKILL)  # last: a change of user takes it back
         command.execute(planned._replace(env={"HOSTNAME": plan.hostname, "HOME": identity.home, **planned.env}))
     except (PullpipeError, StoreError, OSError) as error:

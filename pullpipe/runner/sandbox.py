@@ -9,13 +9,14 @@ The rules for /proc, /dev, /sys and the capabilities are Docker's defaults.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
 from typing import NamedTuple
 
 from pullpipe import linux, stack
-from pullpipe.errors import RunError
+from pullpipe.errors import KernelRefused, RunError
 from pullpipe.stack import Stack
 
 # capabilities(7), the numbers of <linux/capability.h>: what a container's root may do, as in Docker.
@@ -73,28 +74,48 @@ class Plan(NamedTuple):
     files: tuple[tuple[str, str], ...]  # (path on the host, path in the container): hosts, resolv.conf, hostname
 
 
-def enter(plan: Plan) -> None:
-    """Makes this process's world the container. Raises `KernelRefused`, `RunError` or `OSError`."""
+def enter(plan: Plan) -> int:
+    """Makes this process's world the container, and returns the capabilities that its root may have in it.
+
+    Raises `KernelRefused`, `RunError` or `OSError`.
+    """
     os.umask(0)
     linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC)
-    linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)  # nothing that follows reaches the host's mounts
+    in_chroot = not _keep_mounts_here()
     socket.sethostname(plan.hostname)
     # Devices that an image brings along do not work; the usual ones are made below, on a mount of their own.
     stack.mount(plan.stack, plan.rootfs, flags=linux.MS_NODEV)
     files = [(os.open(source, os.O_PATH | os.O_CLOEXEC), target) for source, target in plan.files]
     os.chdir(plan.rootfs)
     linux.import_nothing_more()
-    linux.pivot_root(".", ".")  # the old root now lies over the new one, where "." still finds it
+    if in_chroot:
+        os.chroot(".")
+    else:
+        linux.pivot_root(".", ".")  # the old root now lies over the new one, where "." still finds it
     _mount_proc()
     _mount_dev()
     _mount_sys()
     for source, target in files:
         _bind_file(source, target)
         os.close(source)
-    linux.umount(".", linux.MNT_DETACH)
+    if not in_chroot:
+        linux.umount(".", linux.MNT_DETACH)
     os.chdir("/")
     _mask()
     os.umask(0o022)
+    # The kernel pivots no chroot, and a root that may chroot can leave one.
+    return CAPABILITIES & ~(1 << _CAPABILITIES["SYS_CHROOT"]) if in_chroot else CAPABILITIES
+
+
+def _keep_mounts_here() -> bool:
+    """Sees to it that nothing that is mounted from here on reaches the host; False in a chroot, where none can."""
+    try:
+        linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
+    except KernelRefused as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EINVAL:
+            return False  # our root is no mount point
+        raise
+    return True
 
 
 def _mount_point(path: str) -> str:
@@ -150,10 +171,10 @@ def _mask() -> None:
             linux.mount("", path, "", linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | _GUARDED)
 
 
-def give_up_rights(uid: int, gid: int, groups: tuple[int, ...]) -> None:
-    """Becomes the user, with no more than the container's capabilities; root keeps those. Raises `KernelRefused`."""
-    linux.drop_bounding_capabilities(CAPABILITIES)
+def give_up_rights(uid: int, gid: int, groups: tuple[int, ...], capabilities: int) -> None:
+    """Becomes the user, with no more than these capabilities, which root keeps. Raises `KernelRefused`."""
+    linux.drop_bounding_capabilities(capabilities)
     os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)  # the kernel takes the capabilities of whoever stops being root
-    linux.set_capabilities(CAPABILITIES if uid == 0 else 0)
+    linux.set_capabilities(capabilities if uid == 0 else 0)
