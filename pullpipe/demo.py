@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import zstandard
 
-from pullpipe.errors import PullpipeError
+from pullpipe.errors import DemoError
 from pullpipe.oci import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Platform
 from store.digest import Digest
 
@@ -99,10 +99,6 @@ else
 fi
 exit "$wrong"
 """
-
-
-class DemoError(PullpipeError):
-    """The demo image cannot be made on this host. The message says what is missing."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@
     ├── NeedsRoot              what was asked for takes root's rights
     ├── KernelRefused          a system call failed that mounting or running needs
     ├── BadArgument            an argument that cannot be used: a directory that is not empty, a path that is none
+    ├── DemoError              the demo image cannot be made on this host
     └── RunError               the command could not be started
         ├── CommandNotFound    (exit code 127)
         └── CommandNotExecutable  (exit code 126)
@@ -88,6 +89,10 @@ class KernelRefused(PullpipeError):
 
 class BadArgument(PullpipeError):
     """An argument that cannot be used."""
+
+
+class DemoError(PullpipeError):
+    """The demo image cannot be made on this host; the message says what is missing."""
 
 
 class RunError(PullpipeError):

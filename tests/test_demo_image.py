@@ -17,7 +17,8 @@ import pytest
 import zstandard
 
 from pullpipe import demo
-from pullpipe.demo import DemoError, DemoImage, DemoLayer, build_image
+from pullpipe.demo import DemoImage, DemoLayer, build_image
+from pullpipe.errors import DemoError
 from pullpipe.oci import Platform
 from store.digest import Digest
 
