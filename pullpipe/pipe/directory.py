@@ -23,7 +23,7 @@ from typing import TypeAlias
 
 from pullpipe.errors import LayerError
 from pullpipe.pipe import tarstream
-from pullpipe.pipe.tarstream import Entry, TarStream
+from pullpipe.pipe.tarstream import Entry, Sparse, TarStream
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ENTER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -249,10 +249,11 @@ class Tree:
             self._clear(parent, name)
             fd = os.open(name, _NEW_FILE, entry.mode, dir_fd=parent.fd)
         try:
-            for piece in stream.data():
-                written = os.write(fd, piece)
-                while written < len(piece):
-                    written += os.write(fd, piece[written:])
+            if entry.sparse is None:
+                for piece in stream.data():
+                    _write(fd, piece)
+            else:
+                _write_sparse(fd, entry.sparse, stream)
             # Always, though it is nearly always ours already: in a setgid directory a new file takes its group.
             os.fchown(fd, entry.uid, entry.gid)
             if entry.mode & 0o7000:
@@ -359,6 +360,28 @@ class Tree:
     def _warn(self, entry: Entry, what: str) -> None:
         if len(self.warnings) < _WARNINGS_LIMIT:
             self.warnings.append(f"{_show(entry.name)}: {what}")
+
+
+def _write(fd: int, piece: memoryview) -> None:
+    written = os.write(fd, piece)
+    while written < len(piece):
+        written += os.write(fd, piece[written:])
+
+
+def _write_sparse(fd: int, sparse: Sparse, stream: TarStream) -> None:
+    """Each segment to its place; what lies between them stays a hole."""
+    segments = iter(sparse.segments)
+    left = 0
+    for piece in stream.data():
+        while piece:
+            while not left:
+                start, left = next(segments)
+                os.lseek(fd, start, os.SEEK_SET)
+            _write(fd, piece[:left])
+            taken = min(left, len(piece))
+            left -= taken
+            piece = piece[taken:]
+    os.truncate(fd, sparse.size)
 
 
 def clean(name: bytes) -> Path:

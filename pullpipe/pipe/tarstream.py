@@ -1,6 +1,7 @@
 """A stream of bytes in, tar entries out. Pure parsing: touches no file.
 
-Reads v7, ustar (with prefix), star, GNU (L, K, base-256) and PAX (x, g) archives, mixed as they come, in one pass.
+Reads v7, ustar (with prefix), star, GNU (L, K, base-256, sparse) and PAX (x, g, sparse) archives, mixed as they come,
+in one pass.
 What an entry means for a directory is decided elsewhere; here only the syntax is judged, and strictly: two programs
 that read one archive differently are how archives become attacks (CVE-2025-62518). Where the field disagrees, Go's
 `archive/tar` decides, for it is what builds and unpacks most images.
@@ -30,18 +31,29 @@ _ID_LIMIT = (1 << 32) - 2  # of an owner or group; the one above means "leave it
 
 REGULAR, HARDLINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 _CONTIGUOUS, _OLD_REGULAR = b"7", b"\0"
-_GNU_DUMPDIR, _GNU_VOLUME = b"D", b"V"
+_GNU_SPARSE, _GNU_DUMPDIR, _GNU_VOLUME = b"S", b"D", b"V"
 _HEADER_ONLY = frozenset({HARDLINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO})
 _KINDS = {kind: kind for kind in (REGULAR, *_HEADER_ONLY)} | {
     _CONTIGUOUS: REGULAR,
     _OLD_REGULAR: REGULAR,
+    _GNU_SPARSE: REGULAR,
     _GNU_DUMPDIR: DIRECTORY,
 }
 _PAX_LOCAL, _PAX_SOLARIS, _PAX_GLOBAL, _GNU_LONG_NAME, _GNU_LONG_LINK = b"x", b"X", b"g", b"L", b"K"
 _EXTENDED = frozenset({_PAX_LOCAL, _PAX_SOLARIS, _PAX_GLOBAL, _GNU_LONG_NAME, _GNU_LONG_LINK, _GNU_VOLUME})
 
+_SPARSE = b"GNU.sparse."
+_SPARSE_LIST = frozenset({_SPARSE + b"offset", _SPARSE + b"numbytes"})
+_SEGMENTS_LIMIT = 1 << 16  # of one sparse file; GNU tar makes one for each run of data
 _TIME = re.compile(rb"(-?)([0-9]+)(?:\.([0-9]*))?")
 _SCHILY_XATTR, _LIBARCHIVE_XATTR = b"SCHILY.xattr.", b"LIBARCHIVE.xattr."
+
+
+class Sparse(NamedTuple):
+    """Where a sparse file's data belongs; the rest of it is holes."""
+
+    size: int  # of the file in bytes
+    segments: tuple[tuple[int, int], ...]  # (offset in the file, length), ascending; their data follows in this order
 
 
 class Entry(NamedTuple):
@@ -59,6 +71,7 @@ class Entry(NamedTuple):
     minor: int
     xattrs: dict[bytes, bytes]
     offset: int  # of its header in the stream, for messages
+    sparse: Sparse | None = None  # None: the data is the file
 
 
 class TarStream:
@@ -200,9 +213,10 @@ class TarStream:
         if kind in (CHARACTER, BLOCK_DEVICE):
             major = _number(header[329:337], "device number", offset)
             minor = _number(header[337:345], "device number", offset)
+        sparse: Sparse | None = None
         if local or self._globals:
             records = {**self._globals, **local} if self._globals else local
-            name = records.get(b"path", name)
+            name = records.get(_SPARSE + b"name", records.get(b"path", name))
             linkname = records.get(b"linkpath", linkname)
             if b"size" in records:
                 size = _decimal(records[b"size"], "size", offset)
@@ -213,8 +227,6 @@ class TarStream:
             if b"mtime" in records:
                 mtime_ns = _time(records[b"mtime"], offset)
             xattrs = _xattrs(records, offset)
-            if any(key.startswith(b"GNU.sparse.") for key in records):
-                raise _error(offset, f"{name[:200]!r} is a sparse file, which is not supported yet")
         if size < 0:
             raise _error(offset, f"negative size {size} of {name[:200]!r}")
         if not (0 <= uid <= _ID_LIMIT and 0 <= gid <= _ID_LIMIT):
@@ -226,7 +238,78 @@ class TarStream:
             known = DIRECTORY
         self._left = 0 if kind in _HEADER_ONLY else size
         self._padding = -self._left % BLOCK
-        return Entry(name, known, mode, uid, gid, self._left, mtime_ns, linkname, major, minor, xattrs, offset)
+        if kind == _GNU_SPARSE:
+            sparse = self._gnu_sparse(header, offset)
+        elif known == REGULAR and any(key.startswith(_SPARSE) for key in local):
+            sparse = self._pax_sparse(local, offset)
+        return Entry(
+            name,
+            known,
+            mode,
+            uid,
+            gid,
+            sparse.size if sparse else self._left,
+            mtime_ns,
+            linkname,
+            major,
+            minor,
+            xattrs,
+            offset,
+            sparse,
+        )
+
+    def _gnu_sparse(self, header: bytes, offset: int) -> Sparse:
+        """The old GNU form: four segments in the header, 21 in each further block (tar's manual, "Old GNU Format")."""
+        numbers = _segment_numbers(header[386:482], offset)
+        extended = header[482]
+        while extended:
+            if len(numbers) > 2 * _SEGMENTS_LIMIT:
+                raise _error(offset, f"a sparse file with more than {_SEGMENTS_LIMIT} segments")
+            block = self._block()
+            if not block:
+                raise _error(offset, "the archive is truncated in a sparse file's map")
+            numbers += _segment_numbers(block[:504], offset)
+            extended = block[504]
+        return self._sparse(_number(header[483:495], "size of a sparse file", offset), numbers, offset)
+
+    def _pax_sparse(self, records: dict[bytes, bytes], offset: int) -> Sparse:
+        """The PAX forms 0.0 and 0.1, whose map is in the header, and 1.0, where it stands in front of the data."""
+        size = records.get(_SPARSE + b"realsize", records.get(_SPARSE + b"size", b""))
+        if records.get(_SPARSE + b"major", b"0") == b"0":
+            listed = records.get(_SPARSE + b"map", b"")
+            numbers = [_decimal(number, "sparse map", offset) for number in listed.split(b",") if listed]
+        else:
+            numbers = self._numbers_in_data(offset)
+        return self._sparse(_decimal(size, "size of a sparse file", offset), numbers, offset)
+
+    def _numbers_in_data(self, offset: int) -> list[int]:
+        """How many segments, then their offsets and lengths, a number a line, filled up to whole blocks."""
+        lines: list[bytes] = []
+        wanted, text = 1, b""
+        while len(lines) < wanted:
+            if self._left < BLOCK:
+                raise _error(offset, "a sparse file's map is longer than its data")
+            text += self._block()
+            self._left -= BLOCK
+            *whole, text = text.split(b"\n")
+            lines += whole
+            if lines:
+                wanted = 1 + 2 * _decimal(lines[0], "sparse map", offset)
+            if wanted > 2 * _SEGMENTS_LIMIT or len(text) > BLOCK:
+                raise _error(offset, f"a sparse file with more than {_SEGMENTS_LIMIT} segments")
+        return [_decimal(line, "sparse map", offset) for line in lines[1:wanted]]
+
+    def _sparse(self, size: int, numbers: list[int], offset: int) -> Sparse:
+        """The map, checked: segments in order, within the file, and as long together as the data that follows."""
+        segments = tuple(zip(numbers[::2], numbers[1::2], strict=False))
+        end = 0
+        for start, length in segments:
+            if start < end or length < 0:
+                raise _error(offset, "a sparse file's segments overlap, or are out of order")
+            end = start + length
+        if len(numbers) % 2 or end > size or sum(length for _, length in segments) != self._left:
+            raise _error(offset, "a sparse file's map does not fit its size")
+        return Sparse(size, segments)
 
     def _remember(self, numbers: bytes, offset: int) -> tuple[int, int, int]:
         values = (
@@ -237,6 +320,17 @@ class TarStream:
         if len(self._remembered) < _MEMORY_LIMIT:
             self._remembered[numbers] = values
         return values
+
+
+def _segment_numbers(table: bytes, offset: int) -> list[int]:
+    """Offsets and lengths, twelve bytes each, up to the first that is not filled in."""
+    numbers: list[int] = []
+    for at in range(0, len(table), 24):
+        if not table[at : at + 24].strip(b"\0"):
+            break
+        numbers.append(_number(table[at : at + 12], "sparse map", offset))
+        numbers.append(_number(table[at + 12 : at + 24], "sparse map", offset))
+    return numbers
 
 
 def _number(field: bytes, what: str, offset: int) -> int:
@@ -284,6 +378,9 @@ def _records(data: bytes, offset: int) -> dict[bytes, bytes]:
             raise _error(offset, f"malformed extended header at its byte {at}: {data[at : at + 40]!r}")
         if b"\0" in key or (b"\0" in value and key in (b"path", b"linkpath", b"uname", b"gname")):
             raise _error(offset, f"a NUL in the extended header's {key[:40]!r}")
+        if key in _SPARSE_LIST:  # the form 0.0 repeats these; together they are the form 0.1's map
+            value = records.pop(_SPARSE + b"map", b"") + b"," + value
+            key, value = _SPARSE + b"map", value.removeprefix(b",")
         if key in records:
             raise _error(offset, f"the extended header gives {key[:40]!r} twice")
         records[key] = value
