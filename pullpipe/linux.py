@@ -65,6 +65,20 @@ def umount(target: str, flags: int = 0) -> None:
         _refused(f"unmount {target}")
 
 
+def keep_mounts_here() -> bool:
+    """In a new mount namespace: nothing that is mounted from here on reaches the old one. False in a chroot.
+
+    There the root is no mount point, so its propagation cannot be changed; it is private unless systemd has changed it.
+    """
+    try:
+        mount("", "/", "", MS_REC | MS_PRIVATE)
+    except KernelRefused as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EINVAL:
+            return False
+        raise
+    return True
+
+
 def pivot_root(new_root: str, put_old: str) -> None:
     """pivot_root(2)."""
     if _libc.syscall(_PIVOT_ROOT, os.fsencode(new_root), os.fsencode(put_old)) != 0:

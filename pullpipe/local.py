@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pullpipe.errors import InvalidDocument, NotFound
-from pullpipe.oci import ImageConfig, Index, Manifest, parse_document
+from pullpipe.oci import ImageConfig, Index, Manifest, chain_ids, parse_document
 from pullpipe.reference import Reference
 from store import Digest, ImageRecord, Store, StoreError
-from store.gc import Swept, sweep
+from store.gc import Marks, Swept, sweep
 
 
 class LocalImage(NamedTuple):
@@ -17,6 +17,11 @@ class LocalImage(NamedTuple):
     record: ImageRecord
     manifest: Manifest
     config: ImageConfig
+
+    @property
+    def chain_id(self) -> Digest:
+        """What its settled stack is kept by; an image without layers has one, too."""
+        return chain_ids(self.config.diff_ids)[-1] if self.config.diff_ids else Digest.of(b"")
 
     @property
     def size(self) -> int:
@@ -34,8 +39,8 @@ def load(store: Store, record: ImageRecord) -> LocalImage:
 
 
 def is_whole(store: Store, image: LocalImage) -> bool:
-    """Whether every layer is unpacked."""
-    return all(diff_id in store.layers for diff_id in image.config.diff_ids)
+    """Whether every layer is unpacked, and what they come to is settled."""
+    return image.chain_id in store.stacks and all(diff_id in store.layers for diff_id in image.config.diff_ids)
 
 
 def find(store: Store, reference: Reference) -> LocalImage:
@@ -55,16 +60,19 @@ def remove(store: Store, reference: Reference) -> Swept:
 
 def collect(store: Store) -> Swept:
     """Removes what no image and no container leads to. The caller holds the store exclusively."""
-    blobs: set[Digest] = set()
-    layers: set[Digest] = set()
+    marks = Marks(blobs=set(), layers=set(), variants=set(), stacks={container.stack for container in store.containers})
     for record in store.images:
-        blobs |= {record.manifest, record.resolved}
+        marks.blobs.update({record.manifest, record.resolved})
         try:
             image = load(store, record)
         except (InvalidDocument, StoreError):
             continue  # damaged: what it names cannot be known, and it cannot be used either
-        blobs |= {image.manifest.config.digest, *(layer.digest for layer in image.manifest.layers)}
-        layers |= set(image.config.diff_ids)
-    for container in store.containers:
-        layers |= set(container.layers)
-    return sweep(store, blobs=blobs, layers=layers)
+        marks.blobs.update({image.manifest.config.digest, *(layer.digest for layer in image.manifest.layers)})
+        marks.layers.update(image.config.diff_ids)
+        marks.stacks.add(image.chain_id)
+    for chain_id in marks.stacks:
+        if chain_id in store.stacks:
+            info = store.stacks.info(chain_id)
+            marks.layers.update(info.layers)
+            marks.variants.update(info.variants)
+    return sweep(store, marks)

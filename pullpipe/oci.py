@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
@@ -273,3 +273,11 @@ def _digest(value: object, what: str) -> Digest:
         return Digest.parse(_expect(value, str, what))
     except InvalidDigest as error:
         raise InvalidDocument(f"{what}: {error}") from error
+
+
+def chain_ids(diff_ids: Sequence[Digest]) -> list[Digest]:
+    """The chainID of each layer with all below it (image-spec, config.md, "Layer ChainID")."""
+    chain: list[Digest] = []
+    for diff_id in diff_ids:
+        chain.append(Digest.of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
+    return chain

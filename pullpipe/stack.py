@@ -1,11 +1,8 @@
-"""Overlay stacking: which layers in which order, and the mount.
-
-Layers were unpacked without knowing their parents. What that leaves open is settled here, once the whole stack is
-known: the cut at an opaque root, a layer that occurs twice, and the attributes of the root directory.
-"""
+"""Overlay stacking: the mount of a settled stack (`pullpipe.pipe.settle` says what that is)."""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,7 +17,7 @@ _LIMIT = 500  # lower directories of one mount: OVL_MAX_STACK in the kernel
 class Stack(NamedTuple):
     """What to mount."""
 
-    lower: tuple[str, ...]  # directories, the topmost first
+    lower: tuple[str, ...]  # directories, the topmost first; at least one
     upper: str
     work: str
 
@@ -28,33 +25,19 @@ class Stack(NamedTuple):
 def build(store: Store, container: Container) -> Stack:
     """The container's stack: its image's layers under directories of its own.
 
-    The upper directory stands for the merged root, so it is given the attributes that the layers give the root. Raises
-    `NotInStore` for a layer that is missing, `KernelRefused` for more layers than overlayfs stacks, `OSError`.
+    The upper directory stands for the merged root, so it is given the root's attributes. Raises `NotInStore` for a
+    stack that is missing, `OSError`.
     """
     own = store.containers.path(container)
     upper = os.path.join(own, "upper")
-    lower: dict[str, None] = {}  # in order, each once: all that a lower copy of a layer says, the upper one says too
-    root: os.stat_result | None = None
-    for diff_id in reversed(container.layers):
-        info = store.layers.info(diff_id)
-        files = store.layers.files(diff_id)
-        if root is None and "" not in info.implied:
-            root = os.stat(files)
-        if info.entries:
-            lower.setdefault(files)
-        if info.opaque_root:
-            break
-    if len(lower) > _LIMIT:
-        raise KernelRefused(
-            f"{container.image} has {len(lower)} layers that matter, and overlayfs stacks {_LIMIT} at most"
-        )
+    directories = store.stacks.files(container.stack)
+    lower = [os.path.join(store.root, path) for path in store.stacks.info(container.stack).lower]
     if not os.listdir(upper):
-        if root is not None:
-            os.chown(upper, root.st_uid, root.st_gid)
-            os.chmod(upper, root.st_mode & 0o7777)
-        time = 0 if root is None else root.st_mtime_ns
-        os.utime(upper, ns=(time, time))
-    return Stack(tuple(lower) or (os.path.join(own, "lower"),), upper, os.path.join(own, "work"))
+        root = os.stat(directories)
+        os.chown(upper, root.st_uid, root.st_gid)
+        os.chmod(upper, root.st_mode & 0o7777)
+        os.utime(upper, ns=(root.st_mtime_ns, root.st_mtime_ns))
+    return Stack(tuple(lower) or (directories,), upper, os.path.join(own, "work"))
 
 
 def mount(stack: Stack, target: str, *, flags: int = 0) -> None:
@@ -64,13 +47,22 @@ def mount(stack: Stack, target: str, *, flags: int = 0) -> None:
 
 def mount_read_only(stack: Stack, target: str) -> None:
     """Mounts the stack at `target`; the upper directory is its topmost lower one. Raises `KernelRefused`."""
-    bottom = os.path.join(os.path.dirname(stack.upper), "lower")
-    lower = (stack.upper, *stack.lower)[-_LIMIT:]
-    _mount(lower if len(lower) > 1 else (*lower, bottom), target, linux.MS_RDONLY, "")
+    mount_layers((stack.upper, *stack.lower)[-_LIMIT:], target)
+
+
+def mount_layers(lower: Sequence[str], target: str) -> None:
+    """Mounts directories, the topmost first, at `target`, read-only. Raises `KernelRefused`."""
+    if len(lower) == 1:  # overlayfs wants two; a directory stacked on an empty one of its own is itself
+        linux.mount(lower[0], target, "", linux.MS_BIND)
+        linux.mount("", target, "", linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY)
+    else:
+        _mount(lower, target, linux.MS_RDONLY, "")
 
 
 def _mount(lower: Sequence[str], target: str, flags: int, options: str) -> None:
     """One page of options holds about 40 absolute paths, and these 500: as numbers of open directories."""
+    if len(lower) > _LIMIT:
+        raise KernelRefused(f"{len(lower)} layers are to be stacked, and overlayfs takes {_LIMIT} at most")
     descriptors: list[int] = []
     before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -81,7 +73,7 @@ def _mount(lower: Sequence[str], target: str, flags: int, options: str) -> None:
         linux.mount("overlay", os.path.abspath(target), "overlay", flags, f"lowerdir={names}{options}")
     except KernelRefused as error:
         cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno == 19:  # ENODEV
+        if isinstance(cause, OSError) and cause.errno == errno.ENODEV:
             raise KernelRefused("this kernel has no overlayfs; load it with `modprobe overlay`") from cause
         raise
     finally:

@@ -16,7 +16,9 @@ On disk (`ROOT` is itself a valid OCI image layout):
 
     oci-layout, index.json, blobs/     image-spec's image-layout.md; `store.images`, `store.blobs`
     ingest/                            partial blobs, kept between runs; `store.blobs`
-    layers/<algorithm>/<diffID>/       fs/ and layer.json; `store.layers`
+    layers/<algorithm>/<diffID>/       fs/ and layer.json; `store.layers`, `store.trees`
+variants/<algorithm>/<chainID>/    the same, for layers that could only be unpacked on top of their parents
+stacks/<algorithm>/<chainID>/      fs/ and stack.json: which of those an image comes to
     containers/<id>/                   upper, work, config.json; `store.containers`
     staging/                           layers in the making; a crash leaves only garbage here
     use.lock, index.lock, create.lock  `store.locks`
@@ -30,8 +32,9 @@ from store.containers import Container
 from store.digest import Digest
 from store.errors import Corrupt, InUse, InvalidDigest, NotInStore, StoreError, UnusableRoot
 from store.images import ImageRecord
-from store.layers import LayerInfo, Staging
+from store.layers import LayerInfo, StackInfo
 from store.root import Store
+from store.trees import Staging, Trees
 
 __all__ = [
     "Container",
@@ -43,8 +46,10 @@ __all__ = [
     "InvalidDigest",
     "LayerInfo",
     "NotInStore",
+    "StackInfo",
     "Staging",
     "Store",
     "StoreError",
+    "Trees",
     "UnusableRoot",
 ]

@@ -2,7 +2,6 @@
 
 containers/<id>/config.json   the record (`Container`)
 containers/<id>/upper, work   overlayfs's upper and work directories
-containers/<id>/lower         an empty directory, the bottom of a stack without layers
 containers/<id>/rootfs        an empty directory, the mount point inside the container's own mount namespace
 containers/<id>/lock          held by the runner for as long as the container runs
 """
@@ -18,8 +17,8 @@ from typing import Any, NamedTuple
 from store import durable
 from store.digest import Digest
 from store.errors import Corrupt, InUse, NotInStore
-from store.layers import remove_tree
 from store.locks import Lock
+from store.trees import remove_tree
 
 
 class Container(NamedTuple):
@@ -29,7 +28,7 @@ class Container(NamedTuple):
     name: str  # unique in the store
     image: str  # the image's reference in full
     manifest: Digest  # the image's manifest
-    layers: tuple[Digest, ...]  # diffIDs, lowest first: what `gc` must keep
+    stack: Digest  # the chainID of its settled stack
     command: tuple[str, ...]
     created: float  # seconds since 1970
     target: str = ""  # of `pullpipe mount`: the directory where the stack is shown
@@ -43,7 +42,7 @@ class Container(NamedTuple):
     def to_json(self) -> bytes:
         """The document on disk."""
         fields = self._asdict()
-        fields |= {"manifest": str(self.manifest), "layers": [str(layer) for layer in self.layers]}
+        fields |= {"manifest": str(self.manifest), "stack": str(self.stack)}
         return json.dumps(fields, indent=1).encode()
 
     @classmethod
@@ -51,7 +50,7 @@ class Container(NamedTuple):
         """Raises `ValueError`, `KeyError` or `TypeError` when it is not such a document."""
         fields: dict[str, Any] = json.loads(data)
         fields["manifest"] = Digest.parse(fields["manifest"])
-        fields["layers"] = tuple(Digest.parse(layer) for layer in fields["layers"])
+        fields["stack"] = Digest.parse(fields["stack"])
         fields["command"] = tuple(fields["command"])
         return cls(**fields)
 
@@ -97,7 +96,7 @@ class Containers:
         *,
         image: str,
         manifest: Digest,
-        layers: tuple[Digest, ...],
+        stack: Digest,
         command: tuple[str, ...] = (),
         name: str = "",
         target: str = "",
@@ -107,8 +106,8 @@ class Containers:
         name = name or f"c-{container_id[:8]}"
         if any(name == other.name for other in self):
             raise InUse(f"the container name {name!r} is taken; choose another, or `pullpipe rm {name}` first")
-        container = Container(container_id, name, image, manifest, layers, command, time.time(), target)
-        for directory in ("", "upper", "work", "lower", "rootfs"):
+        container = Container(container_id, name, image, manifest, stack, command, time.time(), target)
+        for directory in ("", "upper", "work", "rootfs"):
             os.mkdir(os.path.join(self.path(container), directory), 0o755 if directory == "upper" else 0o700)
         self.update(container)
         return container

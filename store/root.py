@@ -5,16 +5,30 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from store import durable, locks
 from store.blobs import Blobs, Ingest
 from store.containers import Containers
 from store.errors import UnusableRoot
 from store.images import Images, index_document
-from store.layers import Layers, Staging
+from store.layers import LayerInfo, StackInfo
+from store.trees import Staging, Trees, clean
 
 FORMAT = 1
-_DIRECTORIES = ("blobs", "blobs/sha256", "ingest", "layers", "containers", "staging")
+_DIRECTORIES = (
+    "blobs",
+    "blobs/sha256",
+    "ingest",
+    "layers",
+    "layers/sha256",
+    "variants",
+    "variants/sha256",
+    "stacks",
+    "stacks/sha256",
+    "containers",
+    "staging",
+)
 
 
 class Store:
@@ -30,7 +44,9 @@ class Store:
         self._durable = durable
         self._open()
         self.blobs = Blobs(self.root)
-        self.layers = Layers(self.root)
+        self.layers = Trees(self.root, "layers", "layer.json", LayerInfo.from_json)
+        self.variants = Trees(self.root, "variants", "layer.json", LayerInfo.from_json)
+        self.stacks = Trees(self.root, "stacks", "stack.json", StackInfo.from_json)
         self.images = Images(self.root, durable=durable)
         self.containers = Containers(self.root, durable=durable)
 
@@ -87,21 +103,27 @@ class Store:
         with locks.held(os.path.join(self.root, "use.lock")):
             yield
 
-    def publish(self, blobs: Sequence[Ingest], layers: Sequence[Staging]) -> None:
-        """Makes proven blobs and layers visible: one flush for all, then the renames, then the directories' names.
+    def clean(self) -> None:
+        """Removes what a crash or kill left half made."""
+        clean(self.root)
 
-        A crash in between leaves some of them visible, each whole, and none of them recorded yet.
+    def publish(self, blobs: Sequence[Ingest], trees: Sequence[Staging[Any]]) -> None:
+        """Makes proven blobs and trees visible, in this order.
+
+        One flush for all, then the renames, then the directories' names. A crash in between leaves some of them
+        visible, each whole, and none of them recorded yet.
         """
-        if not blobs and not layers:
+        if not blobs and not trees:
             return
         if self._durable:
             durable.sync_tree(self.root)
-        arrived: list[Ingest | Staging] = [*blobs, *layers]
+        arrived: list[Ingest | Staging[Any]] = [*blobs, *trees]
         for item in arrived:
             item.commit()
         if self._durable:
-            for parent in {item.parent for item in arrived}:
-                durable.sync_directory(parent)
+            parents = {item.parent for item in arrived}
+            for directory in parents | {os.path.dirname(parent) for parent in parents}:
+                durable.sync_directory(directory)
 
 
 def _own_names() -> set[str]:

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         container = store.containers.create(
             image=image.record.reference,
             manifest=image.record.manifest,
-            layers=image.config.diff_ids,
+            stack=image.chain_id,
             target=target,
         )
         try:

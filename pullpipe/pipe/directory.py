@@ -27,6 +27,7 @@ from pullpipe.pipe.tarstream import Entry, Sparse, TarStream
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ENTER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+NOTHING = -1  # for a descriptor
 _DEPTH_LIMIT = 512  # directories in directories; removing a tree recurses, and the kernel's longest path has 2048
 _SYMLINKS_LIMIT = 40  # on the way to one directory; the kernel's own limit
 _OPEN_LIMIT = 256  # directories held open; the usual limit of a process is 1024 files
@@ -44,28 +45,35 @@ Path: TypeAlias = tuple[bytes, ...]  # names from the root down; no `.`, no `..`
 class _Directory:
     """A directory of the tree, open; it closes itself when nobody uses it any more."""
 
-    __slots__ = ("fd", "path")
+    __slots__ = ("below", "fd", "path")
 
-    def __init__(self, fd: int, path: Path) -> None:
+    def __init__(self, fd: int, path: Path, below: int = NOTHING) -> None:
         self.fd = fd
         self.path = path  # where it really is, symlinks followed
+        self.below = below  # the same directory in the stack of the layers below, open, where that is known
 
     def __del__(self) -> None:
         os.close(self.fd)
+        if self.below != NOTHING:
+            os.close(self.below)
 
 
 class Tree:
     """A tree that entries are applied to, below the open directory `root`.
 
+    `below` is the open root of the stacked layers below, for a layer that cannot be unpacked without them: there, a
+    directory that no entry describes may be a symlink, and a hard link's target may be.
+
     `apply` raises `LayerError` for what cannot be applied, with the entry's name and offset, and `OSError` for what is
     the machine's fault, such as a full disk. `finish` does what has to wait for the last entry.
     """
 
-    def __init__(self, root: int) -> None:
-        self._root = _Directory(os.dup(root), ())
+    def __init__(self, root: int, below: int = NOTHING) -> None:
+        self._root = _Directory(os.dup(root), (), below if below == NOTHING else os.dup(below))
         self._open: dict[Path, _Directory] = {}
         self._times: dict[Path, int] = {}  # of directories, set at the end: every new child changes them
         self._late: dict[Path, Entry] = {}  # hardlinks to what has not come yet
+        self.unresolved: list[str] = []  # hard links to what is not here
         self.implied: set[Path] = {()}  # directories, the root among them, that no entry has described
         self.size = 0
         self.entries = 0
@@ -89,12 +97,17 @@ class Tree:
         except OSError as error:
             raise _blame(entry, error) from error
 
+    @property
+    def hiding(self) -> set[Path]:
+        """Directories in which something hides what is below."""
+        return set()
+
     def finish(self) -> None:
         """Makes the hardlinks that came before their targets, and sets the directories' times."""
         for path, entry in self._late.items():
             try:
                 if not self._link(self._directory(path[:-1]), path[-1], entry):
-                    raise _error(entry, f"it is a hard link to {_show(entry.linkname)}, which is not in this layer")
+                    self._cannot_link(entry)
             except OSError as error:
                 raise _blame(entry, error) from error
         for path, mtime_ns in self._times.items():
@@ -130,8 +143,16 @@ class Tree:
         """Hides all that the layers below have in the directory."""
         raise NotImplementedError
 
+    def _is_opaque(self, path: Path) -> bool:
+        """Whether the directory hides what is below it."""
+        return False
+
     def _wrote(self, path: Path) -> None:
         """Told of every name that the layer makes."""
+
+    def _cannot_link(self, entry: Entry) -> None:
+        """Told of a hard link whose target is nowhere."""
+        raise _error(entry, missing_target(entry))
 
     def _replaced(self, directory: Path) -> None:
         """Told of a directory that has been made where this layer had put something else, or a whiteout."""
@@ -141,7 +162,7 @@ class Tree:
     def _directory(self, path: Path, *, make: bool = True) -> _Directory:
         """The directory, entered name by name; with `make`, what is missing on the way is made.
 
-        Raises `FileNotFoundError` or `NotADirectoryError` without `make`.
+        Raises `FileNotFoundError` without `make`.
         """
         found = self._open.get(path)
         if found is not None or not path:
@@ -162,25 +183,28 @@ class Tree:
         path = (*parent.path, name)
         if len(path) > _DEPTH_LIMIT:  # by symlinks that lead ever deeper
             raise OSError(errno.ENAMETOOLONG, f"nested more than {_DEPTH_LIMIT} directories deep")
+        hides = True  # whether what is here hides what is below
         try:
             fd = os.open(name, _ENTER, dir_fd=parent.fd)
         except FileNotFoundError:
-            if not make:
-                raise
+            hides = False
         except NotADirectoryError:
             if stat.S_ISLNK(os.lstat(name, dir_fd=parent.fd).st_mode):
                 return self._follow(parent, os.readlink(name, dir_fd=parent.fd), symlinks, make=make)
-            if not make:
-                raise
         else:
             if path not in self._times:  # a directory that was there before us keeps its time
                 self._times[path] = os.fstat(fd).st_mtime_ns
-            return _Directory(fd, path)
+            return _Directory(fd, path, NOTHING if self._is_opaque(path) else _enter_below(parent, name))
+        below = NOTHING if hides else _enter_below(parent, name)
+        if below == NOTHING and not hides and (target := _symlink_below(parent, name)) is not None:
+            return self._follow(parent, target, symlinks, make=make)
+        if not make:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         self._make_directory(parent, name, 0o755)
         self.implied.add(path)
         self._times[path] = 0
         self._wrote(path)
-        return _Directory(os.open(name, _ENTER, dir_fd=parent.fd), path)
+        return _Directory(os.open(name, _ENTER, dir_fd=parent.fd), path, below)
 
     def _follow(self, parent: _Directory, target: bytes, symlinks: list[int], *, make: bool) -> _Directory:
         symlinks[0] -= 1
@@ -340,9 +364,10 @@ class Tree:
         if not target:
             raise _error(entry, "a hard link to the root")
         try:
-            source = self._directory(target[:-1], make=False)
-            status = os.lstat(target[-1], dir_fd=source.fd)
-        except (FileNotFoundError, NotADirectoryError):
+            # With the layers below at hand, the way to the target may have to be made, for the target to be brought up.
+            source = self._directory(target[:-1], make=self._root.below != NOTHING)
+            status = self._status(source, target[-1])
+        except FileNotFoundError:
             return False
         if is_whiteout(status):
             return False
@@ -357,9 +382,81 @@ class Tree:
             os.link(target[-1], name, src_dir_fd=source.fd, dst_dir_fd=parent.fd, follow_symlinks=False)
         return True
 
+    def _status(self, directory: _Directory, name: bytes) -> os.stat_result:
+        """Of what stands at the name; what only the layers below have is brought up, as writing to it would."""
+        try:
+            return os.lstat(name, dir_fd=directory.fd)
+        except FileNotFoundError:
+            if directory.below == NOTHING:
+                raise
+        status = os.lstat(name, dir_fd=directory.below)
+        if not stat.S_ISDIR(status.st_mode):
+            _bring_up(directory, name, status)
+            self._wrote((*directory.path, name))
+        return status
+
     def _warn(self, entry: Entry, what: str) -> None:
         if len(self.warnings) < _WARNINGS_LIMIT:
             self.warnings.append(f"{_show(entry.name)}: {what}")
+
+
+def missing_target(entry: Entry) -> str:
+    """For messages."""
+    return f"it is a hard link to {_show(entry.linkname)}, which is in no layer"
+
+
+def exists_below(parent: _Directory, name: bytes) -> bool:
+    """Whether the stacked layers below have the name in this directory."""
+    if parent.below == NOTHING:
+        return False
+    try:
+        return not is_whiteout(os.lstat(name, dir_fd=parent.below))
+    except FileNotFoundError:
+        return False
+
+
+def _enter_below(parent: _Directory, name: bytes) -> int:
+    if parent.below == NOTHING:
+        return NOTHING
+    try:
+        return os.open(name, _ENTER, dir_fd=parent.below)
+    except OSError:
+        return NOTHING
+
+
+def _symlink_below(parent: _Directory, name: bytes) -> bytes | None:
+    if parent.below == NOTHING:
+        return None
+    try:
+        return os.readlink(name, dir_fd=parent.below)
+    except OSError:
+        return None
+
+
+def _bring_up(directory: _Directory, name: bytes, status: os.stat_result) -> None:
+    """Copies what is no directory from the layers below, with all its attributes, as overlayfs's copy-up does."""
+    if stat.S_ISREG(status.st_mode):
+        source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.below)
+        target = os.open(name, _NEW_FILE, 0, dir_fd=directory.fd)
+        try:
+            while os.sendfile(target, source, None, 1 << 30):
+                pass
+            os.fchown(target, status.st_uid, status.st_gid)
+            os.fchmod(target, stat.S_IMODE(status.st_mode))
+            for attribute in os.listxattr(source):
+                os.setxattr(target, attribute, os.getxattr(source, attribute))
+            os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+        finally:
+            os.close(source)
+            os.close(target)
+        return
+    if stat.S_ISLNK(status.st_mode):
+        os.symlink(os.readlink(name, dir_fd=directory.below), name, dir_fd=directory.fd)
+    else:
+        os.mknod(name, status.st_mode, status.st_rdev, dir_fd=directory.fd)
+        os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=directory.fd)
+    os.chown(name, status.st_uid, status.st_gid, dir_fd=directory.fd, follow_symlinks=False)
+    os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=directory.fd, follow_symlinks=False)
 
 
 def _write(fd: int, piece: memoryview) -> None:
@@ -408,8 +505,13 @@ def _show(name: bytes) -> str:
     return repr(text if len(text) <= 200 else text[:200] + "…")
 
 
+def describe(entry: Entry, what: str) -> str:
+    """A message that names the entry and where it stands."""
+    return f"entry {_show(entry.name)} at byte {entry.offset} of the layer's archive: {what}"
+
+
 def _error(entry: Entry, what: str) -> LayerError:
-    return LayerError(f"entry {_show(entry.name)} at byte {entry.offset} of the layer's archive: {what}")
+    return LayerError(describe(entry, what))
 
 
 def _blame(entry: Entry, error: OSError) -> Exception:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pullpipe import local
 from pullpipe.errors import InvalidDocument, LayerError, NoSuchPlatform, VerificationError, WrongBlob
 from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, ImageConfig, Index, Manifest, Platform, parse_document
+from pullpipe.pipe import settle
 from pullpipe.pipe.fetch import fetch
 from pullpipe.pipe.unpack import Channel, Worker
 from pullpipe.pipe.worker import Job, Result
@@ -118,6 +119,13 @@ async def _small_blob(source: Source, descriptor: Descriptor) -> bytes:
     return data
 
 
+class _Parents(NamedTuple):
+    """The trees below a layer that cannot be unpacked without them, and where to mount them; see `Job`."""
+
+    below: tuple[str, ...] = ()
+    mount_point: str = ""
+
+
 class _Layers:
     """The layers of one pull on their way into the store."""
 
@@ -128,26 +136,29 @@ class _Layers:
         self._options = options
         self._progress = progress
         self._slots = asyncio.Semaphore(options.jobs)
-        self._blobs: list[Ingest] = []  # proven, to be published
-        self._staged: dict[Digest, Staging] = {}
+        self._blobs: dict[Digest, Ingest] = {}  # what has arrived and is proven, to be published if blobs are kept
+        self._staged: dict[Digest, tuple[Staging[LayerInfo], LayerInfo]] = {}
 
     async def provide(self, image: local.LocalImage, documents: Mapping[Digest, bytes]) -> None:
-        """Has every layer in the store, unpacked, and the image recorded.
+        """Has every layer in the store, unpacked and settled, and the image recorded.
 
         When a layer fails, those that are proven by then are published all the same, and the image is not recorded.
         """
-        self._store.layers.clean()
+        self._store.clean()
         wanted = dict(zip(image.config.diff_ids, image.manifest.layers, strict=True))
         missing = self._missing(wanted)
         self._progress.plan(list(wanted.values()), list(missing.values()))
-        recorded = self._publish(image, documents)
+        recorded = False
         while not recorded:
             with ExitStack() as owned:
                 mine = await self._lock(self._missing(wanted), owned)
+                made: list[Staging[Any]] = []
                 try:
                     await self._make(self._missing(mine), owned)
+                    if not any(diff_id not in self._staged for diff_id in self._missing(wanted)):
+                        made = await self._settle(image, wanted, owned)
                 finally:
-                    recorded = self._publish(image, documents)
+                    recorded = self._publish(image, documents, made)
 
     def _missing(self, layers: Mapping[Digest, Descriptor]) -> dict[Digest, Descriptor]:
         return {diff_id: layer for diff_id, layer in layers.items() if diff_id not in self._store.layers}
@@ -165,25 +176,53 @@ class _Layers:
             owned.callback(locks[diff_id].release, remove=True)
         return {diff_id: layers[diff_id] for diff_id in held}
 
-    def _publish(self, image: local.LocalImage, documents: Mapping[Digest, bytes]) -> bool:
+    def _publish(
+        self, image: local.LocalImage, documents: Mapping[Digest, bytes], settled: Sequence[Staging[Any]]
+    ) -> bool:
         """Makes visible what has been made, and records the image when that was the last of it; says whether it was.
 
         Under the store's lock, so that nothing is swept between a layer's publication and the record that needs it.
         """
         with self._store.shared(), ExitStack() as owned:
-            complete = all(
+            layers = [staging for staging, _ in self._staged.values()]
+            complete = bool(settled) and all(
                 diff_id in self._staged or diff_id in self._store.layers for diff_id in image.config.diff_ids
             )
-            small = [
-                owned.enter_context(self._store.blobs.document(digest, data))
-                for digest, data in (documents.items() if complete else ())
-            ]
-            self._store.publish([*self._blobs, *small], list(self._staged.values()))
+            blobs = list(self._blobs.values()) if self._options.keep_blobs else []
+            if complete:
+                blobs += [owned.enter_context(self._store.blobs.document(*item)) for item in documents.items()]
+            self._store.publish(blobs, [*layers, *(settled if complete else ())])
             self._blobs.clear()
             self._staged.clear()
             if complete:
                 self._store.images.put(image.record)
         return complete
+
+    async def _settle(
+        self, image: local.LocalImage, wanted: Mapping[Digest, Descriptor], owned: ExitStack
+    ) -> list[Staging[Any]]:
+        """All layers are there: what they come to together, staged, the stack last."""
+        stack = self._store.stacks.stage_alone(image.chain_id)
+        owned.callback(stack.discard)
+
+        async def make_variant(layer: settle.Layer, below: Sequence[str]) -> tuple[Staging[LayerInfo], LayerInfo]:
+            staging = self._store.variants.stage_alone(layer.chain_id)
+            owned.callback(staging.discard)
+            mount_point = os.path.join(staging.path, "below")
+            os.mkdir(mount_point)
+            descriptor = wanted[layer.diff_id]
+            blob = await self._blob(descriptor, owned)
+            parents = _Parents(tuple(below) or (mount_point,), mount_point)
+            try:
+                result = await self._unpack_and_prove(blob, layer.diff_id, descriptor, staging, parents)
+            finally:
+                os.rmdir(mount_point)
+            info = _info(layer.diff_id, result)
+            staging.describe(info)
+            return staging, info
+
+        layers = settle.plan(self._store, image.config.diff_ids, self._staged)
+        return [*await settle.settle(self._store, layers, stack, make_variant), stack]
 
     async def _make(self, layers: Mapping[Digest, Descriptor], owned: ExitStack) -> None:
         """Fetches and unpacks these layers, whose locks we hold; the largest first, for they take longest."""
@@ -201,32 +240,56 @@ class _Layers:
             staging = self._store.layers.stage(diff_id)
             owned.callback(staging.discard)  # nothing, once it is published
             if layer.digest in self._store.blobs:
-                result = await self._unpack_present(diff_id, layer, staging)
+                blob = await self._blob(layer, owned)
+                result = await self._unpack_and_prove(blob, diff_id, layer, staging)
             else:
                 result = await self._fetch_and_unpack(diff_id, layer, staging, owned)
-            staging.describe(_info(diff_id, result))
-            self._staged[diff_id] = staging
+            info = _info(diff_id, result)
+            staging.describe(info)
+            self._staged[diff_id] = staging, info
             self._progress.finished(layer)
             for warning in result.warnings:
                 self._progress.note(f"{layer.digest.short}: {warning}")
 
-    async def _unpack_present(self, diff_id: Digest, layer: Descriptor, staging: Staging) -> Result:
-        """A blob that the store has kept, unpacked anew; it is removed if it turns out to be damaged."""
+    async def _blob(self, layer: Descriptor, owned: ExitStack) -> int:
+        """The whole blob, open: as it has just arrived, or from the store, or fetched if that has not kept it."""
+        if layer.digest in self._blobs:
+            return self._blobs[layer.digest].fileno()
+        if layer.digest in self._store.blobs:
+            fd = os.open(self._store.blobs.path(layer.digest), os.O_RDONLY | os.O_CLOEXEC)
+            owned.callback(os.close, fd)
+            return fd
+        ingest = owned.enter_context(self._store.blobs.ingest(layer.digest, layer.size))
+
+        async def available(count: int) -> None:
+            self._progress.fetched(layer, count)
+
+        await fetch(self._source, layer, ingest, available)
+        return ingest.fileno()
+
+    async def _unpack_and_prove(
+        self,
+        blob: int,
+        diff_id: Digest,
+        layer: Descriptor,
+        staging: Staging[LayerInfo],
+        parents: _Parents | None = None,
+    ) -> Result:
+        """A whole blob; one of the store's is removed if it turns out to be damaged."""
         channel = await Channel.open()
         await channel.available(layer.size)
-        blob = os.open(self._store.blobs.path(layer.digest), os.O_RDONLY | os.O_CLOEXEC)
+        outcome = await self._unpack(blob, diff_id, layer, staging, channel, parents or _Parents())
         try:
-            outcome = await self._unpack(blob, diff_id, layer, staging, channel)
             return await _proven(outcome, blob, diff_id, layer)
         except WrongBlob as error:
             self._store.blobs.remove(layer.digest)
             raise VerificationError(
                 f"blob {layer.digest} was damaged in the store and has been removed; pull again to fetch it"
             ) from error
-        finally:
-            os.close(blob)
 
-    async def _fetch_and_unpack(self, diff_id: Digest, layer: Descriptor, staging: Staging, owned: ExitStack) -> Result:
+    async def _fetch_and_unpack(
+        self, diff_id: Digest, layer: Descriptor, staging: Staging[LayerInfo], owned: ExitStack
+    ) -> Result:
         """The blob flows into its file while the worker follows it there."""
         ingest = owned.enter_context(self._store.blobs.ingest(layer.digest, layer.size))
         channel = await Channel.open()
@@ -237,7 +300,9 @@ class _Layers:
 
         try:
             async with asyncio.TaskGroup() as group:
-                unpacking = group.create_task(self._unpack(ingest.fileno(), diff_id, layer, staging, channel))
+                unpacking = group.create_task(
+                    self._unpack(ingest.fileno(), diff_id, layer, staging, channel, _Parents())
+                )
                 group.create_task(fetch(self._source, layer, ingest, available))
             result = await _proven(unpacking.result(), ingest.fileno(), diff_id, layer)
         except BaseExceptionGroup as errors:
@@ -248,17 +313,22 @@ class _Layers:
         except (VerificationError, LayerError):
             ingest.discard()
             raise
-        if self._options.keep_blobs:
-            self._blobs.append(ingest)
-        else:
-            ingest.discard()
+        self._blobs[layer.digest] = ingest
+        if not self._options.keep_blobs:
+            ingest.discard()  # its name; its bytes stay until it is closed
         return result
 
     async def _unpack(
-        self, blob: int, diff_id: Digest, layer: Descriptor, staging: Staging, channel: Channel
+        self,
+        blob: int,
+        diff_id: Digest,
+        layer: Descriptor,
+        staging: Staging[LayerInfo],
+        channel: Channel,
+        parents: _Parents,
     ) -> Result | LayerError:
         """A `LayerError` is not yet the last word: first the rest has to arrive, and prove to be the right bytes."""
-        job = Job("overlay", layer.size, layer.digest.algorithm, diff_id.algorithm)
+        job = Job("overlay", layer.size, layer.digest.algorithm, diff_id.algorithm, *parents)
         try:
             return await self._worker.unpack(
                 job, blob, staging.files, channel, lambda count: self._progress.unpacked(layer, count)
@@ -323,4 +393,6 @@ def _info(diff_id: Digest, result: Result) -> LayerInfo:
         whiteouts=result.whiteouts,
         opaque_root=result.opaque_root,
         implied=tuple(result.implied),
+        hiding=tuple(result.hiding),
+        unresolved=tuple(result.unresolved),
     )

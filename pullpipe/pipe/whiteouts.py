@@ -13,7 +13,17 @@ from __future__ import annotations
 import os
 import stat
 
-from pullpipe.pipe.directory import Path, Tree, _Directory, is_whiteout
+from pullpipe.pipe.directory import (
+    NOTHING,
+    Path,
+    Tree,
+    _Directory,
+    describe,
+    exists_below,
+    is_whiteout,
+    missing_target,
+)
+from pullpipe.pipe.tarstream import Entry
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -21,9 +31,10 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class OverlayTree(Tree):
     """One layer as a lower directory of overlayfs."""
 
-    def __init__(self, root: int) -> None:
-        super().__init__(root)
+    def __init__(self, root: int, below: int = NOTHING) -> None:
+        super().__init__(root, below)
         self._opaque: set[Path] = set()
+        self._hiding: set[Path] = set()  # directories with whiteouts
         self._times[()] = 0  # unless an entry says otherwise, as for any directory that none describes
 
     def finish(self) -> None:
@@ -31,7 +42,17 @@ class OverlayTree(Tree):
             self._drop_whiteouts(path)
         super().finish()
 
+    @property
+    def hiding(self) -> set[Path]:
+        """Directories with whiteouts. Where no layer below has such a directory, a listing would show the devices."""
+        return {
+            path for path in self._hiding if not any(path[:depth] in self._opaque for depth in range(len(path) + 1))
+        }
+
     def _hide(self, parent: _Directory, name: bytes) -> None:
+        if self._root.below != NOTHING and not exists_below(parent, name):
+            return
+        self._hiding.add(parent.path)
         try:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent.fd)
         except FileExistsError:
@@ -41,6 +62,15 @@ class OverlayTree(Tree):
 
     def _hide_below(self, directory: _Directory) -> None:
         self._make_opaque(directory.path)
+
+    def _is_opaque(self, path: Path) -> bool:
+        return path in self._opaque
+
+    def _cannot_link(self, entry: Entry) -> None:
+        if self._root.below == NOTHING:
+            self.unresolved.append(describe(entry, missing_target(entry)))  # a layer below may have it
+        else:
+            super()._cannot_link(entry)
 
     def _replaced(self, directory: Path) -> None:
         self._make_opaque(directory)
@@ -60,7 +90,7 @@ class OverlayTree(Tree):
         """Below an opaque directory there is nothing to hide, and a listing would show the device."""
         try:
             top = self._directory(path, make=False)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return  # replaced by a later entry
         for _, _, names, fd in os.fwalk(b".", dir_fd=top.fd):
             for name in names:
@@ -71,8 +101,8 @@ class OverlayTree(Tree):
 class FlatTree(Tree):
     """Layers applied one after the other to one directory; one object for each layer."""
 
-    def __init__(self, root: int) -> None:
-        super().__init__(root)
+    def __init__(self, root: int, below: int = NOTHING) -> None:
+        super().__init__(root, below)
         self._mine: set[Path] = set()  # what this layer made, with all directories on the way
         self._times[()] = os.fstat(root).st_mtime_ns
 

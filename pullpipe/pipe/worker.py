@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 from pullpipe import linux
 from pullpipe.errors import LayerError
-from pullpipe.pipe.directory import Tree
+from pullpipe.pipe.directory import NOTHING, Path, Tree
 from pullpipe.pipe.inflate import inflate
 from pullpipe.pipe.tarstream import TarStream
 from pullpipe.pipe.whiteouts import FlatTree, OverlayTree
@@ -40,7 +40,7 @@ READ = 256 << 10  # bytes of the blob at a time
 _QUEUED = 8  # pieces between two threads: 2 MiB, enough to ride out each other's pauses
 _REPORT = 8 << 20  # bytes of tar stream between two reports
 
-MESSAGE_LIMIT = 4096  # bytes of a job's description
+MESSAGE_LIMIT = 128 << 10  # bytes of a job's description: 500 directories and more
 _FORMS: dict[str, type[Tree]] = {"overlay": OverlayTree, "flat": FlatTree}
 
 
@@ -51,6 +51,8 @@ class Job(NamedTuple):
     size: int  # of the blob in bytes, as its descriptor says
     blob_algorithm: str
     diff_algorithm: str
+    below: tuple[str, ...] = ()  # of a layer that cannot be unpacked without its parents: their trees, topmost first
+    mount_point: str = ""  # an empty directory to mount those at, in passing
 
 
 class Result(NamedTuple):
@@ -63,6 +65,8 @@ class Result(NamedTuple):
     whiteouts: int
     opaque_root: bool
     implied: list[str]
+    hiding: list[str]
+    unresolved: list[str]
     warnings: list[str]
 
 
@@ -89,7 +93,7 @@ def _run_job(job: Job, channel_fd: int, blob_fd: int, directory_fd: int) -> None
         linux.end_with_parent(signal.SIGKILL)
         os.umask(0)
         blob_hash, diff_hash = new_hash(job.blob_algorithm), new_hash(job.diff_algorithm)
-        tree = _FORMS[job.form](directory_fd)
+        tree = _FORMS[job.form](directory_fd, _open_below(job) if job.below else NOTHING)
         os.fchdir(directory_fd)
         os.chroot(".")
         linux.import_nothing_more()
@@ -108,6 +112,18 @@ def _run_job(job: Job, channel_fd: int, blob_fd: int, directory_fd: int) -> None
         _tell(channel, {"failed": "bug", "why": f"{type(error).__name__}: {error} ({where})"})
     finally:
         os._exit(0)  # threads may still wait on the socket
+
+
+def _open_below(job: Job) -> int:
+    """The root of the layers below, stacked. The mount has no place any more when this returns, and ends with us."""
+    from pullpipe import stack  # here, for hardly any layer needs it
+
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.keep_mounts_here()
+    stack.mount_layers(job.below, job.mount_point)
+    below = os.open(job.mount_point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    linux.umount(job.mount_point, linux.MNT_DETACH)
+    return below
 
 
 def _tell(channel: socket.socket, message: dict[str, Any]) -> None:
@@ -142,9 +158,15 @@ def _result(tree: Tree, blob: str, diff: str) -> Result:
         entries=tree.entries,
         whiteouts=tree.whiteouts,
         opaque_root=tree.opaque_root,
-        implied=sorted(os.fsdecode(b"/".join(path)) for path in tree.implied),
+        unresolved=tree.unresolved,
+        implied=_texts(tree.implied),
+        hiding=_texts(tree.hiding),
         warnings=tree.warnings,
     )
+
+
+def _texts(paths: set[Path]) -> list[str]:
+    return sorted(os.fsdecode(b"/".join(path)) for path in paths)
 
 
 class _Arriving:

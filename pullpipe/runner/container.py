@@ -66,7 +66,7 @@ def run(store: Store, image: LocalImage, options: Options) -> int:
         container = store.containers.create(
             image=image.record.reference,
             manifest=image.record.manifest,
-            layers=image.config.diff_ids,
+            stack=image.chain_id,
             command=planned.argv,
             name=options.name,
         )

@@ -9,14 +9,13 @@ The rules for /proc, /dev, /sys and the capabilities are Docker's defaults.
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import stat
 from typing import NamedTuple
 
 from pullpipe import linux, stack
-from pullpipe.errors import KernelRefused, RunError
+from pullpipe.errors import RunError
 from pullpipe.stack import Stack
 
 # capabilities(7), the numbers of <linux/capability.h>: what a container's root may do, as in Docker.
@@ -81,7 +80,7 @@ def enter(plan: Plan) -> int:
     """
     os.umask(0)
     linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC)
-    in_chroot = not _keep_mounts_here()
+    in_chroot = not linux.keep_mounts_here()
     socket.sethostname(plan.hostname)
     # Devices that an image brings along do not work; the usual ones are made below, on a mount of their own.
     stack.mount(plan.stack, plan.rootfs, flags=linux.MS_NODEV)
@@ -105,17 +104,6 @@ def enter(plan: Plan) -> int:
     os.umask(0o022)
     # The kernel pivots no chroot, and a root that may chroot can leave one.
     return CAPABILITIES & ~(1 << _CAPABILITIES["SYS_CHROOT"]) if in_chroot else CAPABILITIES
-
-
-def _keep_mounts_here() -> bool:
-    """Sees to it that nothing that is mounted from here on reaches the host; False in a chroot, where none can."""
-    try:
-        linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
-    except KernelRefused as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EINVAL:
-            return False  # our root is no mount point
-        raise
-    return True
 
 
 def _mount_point(path: str) -> str:

@@ -1,0 +1,166 @@
+"""Directory trees by digest: unpacked layers, and what is made of them.
+
+    <kind>/<algorithm>/<hex>/fs/             the tree
+    <kind>/<algorithm>/<hex>/layer.json …    what was recorded when it was made
+
+A tree is written under `staging/` and published by one rename, so one that is visible is whole, and never changes.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+from store import durable
+from store.digest import Digest
+from store.errors import Corrupt, InvalidDigest, NotInStore
+from store.locks import Lock
+
+
+class Info(Protocol):
+    """What is recorded of a tree."""
+
+    def to_json(self) -> bytes:
+        """The document on disk."""
+
+
+_I = TypeVar("_I", bound=Info)
+_numbers = itertools.count()
+
+
+class Trees(Generic[_I]):
+    """The trees of one kind, in the store at `root`.
+
+    `parse` reads a record; it raises `ValueError`, `KeyError` or `TypeError` for what is none.
+    """
+
+    def __init__(self, root: str, kind: str, document: str, parse: Callable[[bytes], _I]) -> None:
+        self._kind = kind
+        self._document = document
+        self._directory = os.path.join(root, kind)
+        self._staging = os.path.join(root, "staging")
+        self._parse = parse
+
+    def files(self, digest: Digest) -> str:
+        """The directory with the tree."""
+        return os.path.join(self._path(digest), "fs")
+
+    def _path(self, digest: Digest) -> str:
+        return os.path.join(self._directory, digest.algorithm, digest.hex)
+
+    def __contains__(self, digest: Digest) -> bool:
+        return os.path.exists(self._path(digest))
+
+    def __iter__(self) -> Iterator[Digest]:
+        for algorithm in sorted(os.listdir(self._directory)):
+            for name in sorted(os.listdir(os.path.join(self._directory, algorithm))):
+                try:
+                    yield Digest.parse(f"{algorithm}:{name}")
+                except InvalidDigest:
+                    continue
+
+    def info(self, digest: Digest) -> _I:
+        """What was recorded of the tree. Raises `NotInStore` or `Corrupt`."""
+        path = os.path.join(self._path(digest), self._document)
+        try:
+            with open(path, "rb") as file:
+                return self._parse(file.read())
+        except FileNotFoundError as error:
+            raise NotInStore(f"{path} is not in the store; pull the image again") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise Corrupt(f"{path} is damaged; remove the image and pull it again") from error
+
+    def lock(self, digest: Digest) -> Lock:
+        """The lock of whoever makes this tree, so that it is made once. Release it with `remove=True`."""
+        return Lock(self._staged(digest) + ".lock")
+
+    def _staged(self, digest: Digest) -> str:
+        return os.path.join(self._staging, f"{self._kind}-{digest.algorithm}-{digest.hex}")
+
+    def stage(self, digest: Digest) -> Staging[_I]:
+        """An empty directory to make this tree in. The caller holds the tree's lock.
+
+        What an earlier owner of the lock left when it died is removed first.
+        """
+        path = self._staged(digest)
+        remove_tree(path)
+        return Staging(path, self._path(digest), self._document, None)
+
+    def stage_alone(self, digest: Digest) -> Staging[_I]:
+        """The same without the tree's lock: whoever else makes it does so elsewhere, and the first to publish wins."""
+        path = f"{self._staged(digest)}.{os.getpid()}.{next(_numbers)}"
+        lock = Lock(path + ".lock")
+        lock.acquire()
+        remove_tree(path)
+        return Staging(path, self._path(digest), self._document, lock)
+
+    def remove(self, digest: Digest) -> None:
+        """Takes the tree out of sight in one step, and then removes its files. The caller holds `use.lock`."""
+        doomed = f"{self._staged(digest)}.removed"
+        lock = Lock(doomed + ".lock")
+        lock.acquire()
+        remove_tree(doomed)
+        os.rename(self._path(digest), doomed)
+        remove_tree(doomed)
+        lock.release(remove=True)
+
+
+class Staging(Generic[_I]):
+    """A tree in the making."""
+
+    def __init__(self, path: str, final: str, document: str, lock: Lock | None) -> None:
+        self.path = path
+        self.files = os.path.join(path, "fs")
+        self._final = final
+        self._document = document
+        self._lock = lock
+        os.mkdir(path, 0o700)
+        os.mkdir(self.files, 0o755)
+
+    @property
+    def parent(self) -> str:
+        """The directory that the tree's name will stand in."""
+        return os.path.dirname(self._final)
+
+    def describe(self, info: _I) -> None:
+        """Writes the record: the tree is complete, and proven to be what its digest says."""
+        # Not flushed by itself: publishing flushes the whole file system once, before the rename.
+        durable.write_file(os.path.join(self.path, self._document), info.to_json(), durable=False)
+
+    def commit(self) -> None:
+        """Gives the tree its name, unless somebody did so meanwhile. The caller has flushed it if that is due."""
+        os.makedirs(self.parent, mode=0o700, exist_ok=True)
+        try:
+            os.rename(self.path, self._final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+    def discard(self) -> None:
+        """Removes the tree in the making, if it has not been published."""
+        remove_tree(self.path)
+        if self._lock is not None:
+            self._lock.release(remove=True)
+
+
+def clean(root: str) -> None:
+    """Removes from `staging/` what a crash or kill left there: everything whose lock nobody holds."""
+    staging = os.path.join(root, "staging")
+    for name in os.listdir(staging):
+        path = os.path.join(staging, name)
+        lock = Lock(path.removesuffix(".lock") + ".lock")
+        if lock.try_acquire():
+            if not name.endswith(".lock"):
+                remove_tree(path)
+            lock.release(remove=True)
+
+
+def remove_tree(path: str) -> None:
+    """Removes the directory at `path` with all that is in it, following no symlink; nothing there is fine."""
+    if os.path.lexists(path):
+        import shutil  # here, for it takes 2 ms that commands which remove nothing should not pay
+
+        shutil.rmtree(path)
