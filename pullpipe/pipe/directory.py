@@ -98,6 +98,11 @@ class Tree:
             raise _blame(entry, error) from error
 
     @property
+    def opaque(self) -> set[Path]:
+        """Directories that hide all that is below them, to be marked by `whiteouts.mark_opaque`."""
+        return set()
+
+    @property
     def hiding(self) -> set[Path]:
         """Directories in which something hides what is below."""
         return set()

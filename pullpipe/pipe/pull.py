@@ -22,6 +22,7 @@ from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, ImageConfig, Index, Manifes
 from pullpipe.pipe import settle
 from pullpipe.pipe.fetch import fetch
 from pullpipe.pipe.unpack import Channel, Worker
+from pullpipe.pipe.whiteouts import mark_opaque
 from pullpipe.pipe.worker import Job, Result
 from pullpipe.progress import Progress
 from pullpipe.transports import Source
@@ -330,9 +331,11 @@ class _Layers:
         """A `LayerError` is not yet the last word: first the rest has to arrive, and prove to be the right bytes."""
         job = Job("overlay", layer.size, layer.digest.algorithm, diff_id.algorithm, *parents)
         try:
-            return await self._worker.unpack(
+            result = await self._worker.unpack(
                 job, blob, staging.files, channel, lambda count: self._progress.unpacked(layer, count)
             )
+            mark_opaque(staging.files, result.opaque)
+            return result
         except LayerError as error:
             return error
 

@@ -10,8 +10,10 @@ matter.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections.abc import Iterable
 
 from pullpipe.pipe.directory import (
     NOTHING,
@@ -41,6 +43,11 @@ class OverlayTree(Tree):
         for path in self._opaque:
             self._drop_whiteouts(path)
         super().finish()
+
+    @property
+    def opaque(self) -> set[Path]:
+        """Those that are still directories at the end; the root is `opaque_root`'s matter."""
+        return {path for path in self._opaque if path and self._is_directory(path)}
 
     @property
     def hiding(self) -> set[Path]:
@@ -79,23 +86,41 @@ class OverlayTree(Tree):
         self._opaque.add(path)
         if not path:
             self.opaque_root = True  # overlayfs ignores the attribute on a layer's root: the stack is cut instead
-            return
-        fd = os.open(path[-1], _OPEN, dir_fd=self._directory(path[:-1]).fd)
+
+    def _is_directory(self, path: Path) -> bool:
         try:
-            os.setxattr(fd, "trusted.overlay.opaque", b"y")
-        finally:
-            os.close(fd)
+            return self._directory(path, make=False).path == path
+        except FileNotFoundError:
+            return False
 
     def _drop_whiteouts(self, path: Path) -> None:
         """Below an opaque directory there is nothing to hide, and a listing would show the device."""
-        try:
-            top = self._directory(path, make=False)
-        except FileNotFoundError:
+        if not self._is_directory(path):
             return  # replaced by a later entry
+        top = self._directory(path)
         for _, _, names, fd in os.fwalk(b".", dir_fd=top.fd):
             for name in names:
                 if is_whiteout(os.lstat(name, dir_fd=fd)):
                     os.unlink(name, dir_fd=fd)
+
+
+def mark_opaque(files: str, directories: Iterable[str]) -> None:
+    """Sets the attribute that takes more rights than the worker has, on directories below `files`. Raises `OSError`.
+
+    What the worker says is not trusted: the way is walked name by name, through directories only.
+    """
+    for path in directories:
+        fd = os.open(files, _OPEN)
+        try:
+            for name in path.split("/"):
+                if name in ("", ".", ".."):
+                    raise OSError(errno.EINVAL, f"no directory of a layer: {path!r}")
+                below = os.open(name, _OPEN, dir_fd=fd)
+                os.close(fd)
+                fd = below
+            os.setxattr(fd, "trusted.overlay.opaque", b"y")
+        finally:
+            os.close(fd)
 
 
 class FlatTree(Tree):

@@ -5,15 +5,16 @@
 Each message on that socket is one layer: a `Job` as JSON, with three descriptors: the job's own stream socket, the
 blob's file, the directory to unpack into. The worker forks for each, with everything already imported, and goes on
 listening; so layers are unpacked in processes of their own (two extracting threads in one process hold each other up on
-the GIL), and none costs the start of an interpreter. It ends when its owner closes the socket or dies.
+the GIL), and none costs the start of an interpreter. It ends when its owner closes the socket or dies. It has a network
+namespace of its own, with nothing in it.
 
 On a job's socket, lines both ways. From the owner: how many bytes of the blob are in its file so far, in decimal; the
 owner closes it to give the job up. To the owner: JSON, any number of {"unpacked": bytes of the tar stream so far}, then
 one {"done": Result} or {"failed": kind, …}.
 
 Within a job three threads share the work, each of which is mostly outside the GIL: one reads the blob, hashes it and
-inflates it; one hashes what comes out; the main one parses and writes. The job sees only the directory it unpacks
-into: it makes that its root (chroot) before it reads the first byte of the blob.
+inflates it; one hashes what comes out; the main one parses and writes. Before it reads the first byte of the blob, the
+job locks itself in (`lock_in`).
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ READ = 256 << 10  # bytes of the blob at a time
 _QUEUED = 8  # pieces between two threads: 2 MiB, enough to ride out each other's pauses
 _REPORT = 8 << 20  # bytes of tar stream between two reports
 
+# What it takes to make any entry (capabilities(7)): CHOWN, DAC_OVERRIDE, FOWNER, FSETID, MKNOD, SETFCAP. Not SYS_ADMIN,
+# so the owner sets overlayfs's `trusted` attributes afterwards.
+_CAPABILITIES = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 27 | 1 << 31
+
 MESSAGE_LIMIT = 128 << 10  # bytes of a job's description: 500 directories and more
 _FORMS: dict[str, type[Tree]] = {"overlay": OverlayTree, "flat": FlatTree}
 
@@ -64,6 +69,7 @@ class Result(NamedTuple):
     entries: int
     whiteouts: int
     opaque_root: bool
+    opaque: list[str]  # directories to be marked so
     implied: list[str]
     hiding: list[str]
     unresolved: list[str]
@@ -73,6 +79,7 @@ class Result(NamedTuple):
 def serve(control: socket.socket) -> None:
     """Takes jobs until the owner closes the socket."""
     new_hash("sha256")  # loads OpenSSL once, for all jobs
+    linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWIPC)  # there is nobody to talk to but the owner
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps: nobody asks for exit codes, sockets tell all
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of a terminal's group; the owner decides
     while True:
@@ -93,10 +100,10 @@ def _run_job(job: Job, channel_fd: int, blob_fd: int, directory_fd: int) -> None
         linux.end_with_parent(signal.SIGKILL)
         os.umask(0)
         blob_hash, diff_hash = new_hash(job.blob_algorithm), new_hash(job.diff_algorithm)
-        tree = _FORMS[job.form](directory_fd, _open_below(job) if job.below else NOTHING)
-        os.fchdir(directory_fd)
-        os.chroot(".")
-        linux.import_nothing_more()
+        linux.unshare(linux.CLONE_NEWNS)
+        private = linux.keep_mounts_here()
+        below = _open_below(job) if job.below else NOTHING
+        tree = _FORMS[job.form](lock_in(directory_fd, private=private), below)
         blob = _Arriving(blob_fd, job.size, channel, blob_hash.update)
         _unpack(blob, tree, diff_hash.update, lambda count: _tell(channel, {"unpacked": count}))
         _tell(channel, {"done": _result(tree, blob_hash.hexdigest(), diff_hash.hexdigest())._asdict()})
@@ -114,12 +121,33 @@ def _run_job(job: Job, channel_fd: int, blob_fd: int, directory_fd: int) -> None
         os._exit(0)  # threads may still wait on the socket
 
 
+def lock_in(directory_fd: int, *, private: bool) -> int:
+    """Makes the directory all that this process can reach, and returns it, open, as its root. In a new mount namespace.
+
+    What is left to code that takes the process over is to write below that directory. It has no other root to go to, and
+    no capability to leave this one or to mount. It must be able to make device nodes; so that it cannot open them, the
+    directory is mounted `nodev`, where that can be done (`private`: outside a chroot).
+    """
+    path = os.readlink(f"/proc/self/fd/{directory_fd}")
+    if private:
+        linux.mount(path, path, "", linux.MS_BIND)
+        flags = linux.MS_NODEV | linux.MS_NOSUID | linux.MS_NOEXEC
+        linux.mount("", path, "", linux.MS_BIND | linux.MS_REMOUNT | flags)
+    root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    os.close(directory_fd)
+    os.fchdir(root)
+    os.chroot(".")
+    linux.import_nothing_more()
+    linux.no_new_privileges()
+    linux.drop_bounding_capabilities(_CAPABILITIES)
+    linux.set_capabilities(_CAPABILITIES)
+    return root
+
+
 def _open_below(job: Job) -> int:
     """The root of the layers below, stacked. The mount has no place any more when this returns, and ends with us."""
     from pullpipe import stack  # here, for hardly any layer needs it
 
-    linux.unshare(linux.CLONE_NEWNS)
-    linux.keep_mounts_here()
     stack.mount_layers(job.below, job.mount_point)
     below = os.open(job.mount_point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     linux.umount(job.mount_point, linux.MNT_DETACH)
@@ -158,6 +186,7 @@ def _result(tree: Tree, blob: str, diff: str) -> Result:
         entries=tree.entries,
         whiteouts=tree.whiteouts,
         opaque_root=tree.opaque_root,
+        opaque=_texts(tree.opaque),
         unresolved=tree.unresolved,
         implied=_texts(tree.implied),
         hiding=_texts(tree.hiding),
