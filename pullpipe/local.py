@@ -30,17 +30,25 @@ class LocalImage(NamedTuple):
 
 
 def load(store: Store, record: ImageRecord) -> LocalImage:
-    """Reads the record's documents. Raises `StoreError` or `InvalidDocument`."""
-    manifest = parse_document(store.blobs.read(record.manifest), record.media_type)
-    if isinstance(manifest, Index):
-        raise InvalidDocument(f"the record of {record.reference} names an index; remove it and pull again")
-    config = ImageConfig.parse(store.blobs.read(manifest.config.digest), layers=len(manifest.layers))
+    """Reads the record's documents. Raises `StoreError` or `InvalidDocument`, with the image's name."""
+    try:
+        manifest = parse_document(store.blobs.read(record.manifest), record.media_type)
+        if isinstance(manifest, Index):
+            raise InvalidDocument("its record names an index; remove the image and pull it again")
+        config = ImageConfig.parse(store.blobs.read(manifest.config.digest), layers=len(manifest.layers))
+    except (InvalidDocument, StoreError) as error:
+        raise type(error)(f"{record.reference}: {error}") from error
     return LocalImage(record, manifest, config)
 
 
-def is_whole(store: Store, image: LocalImage) -> bool:
-    """Whether every layer is unpacked, and what they come to is settled."""
-    return image.chain_id in store.stacks and all(diff_id in store.layers for diff_id in image.config.diff_ids)
+def load_whole(store: Store, record: ImageRecord) -> LocalImage | None:
+    """The image, if nothing of it is missing or damaged: every layer unpacked, and what they come to settled."""
+    try:
+        image = load(store, record)
+    except (InvalidDocument, StoreError):
+        return None
+    whole = image.chain_id in store.stacks and all(diff_id in store.layers for diff_id in image.config.diff_ids)
+    return image if whole else None
 
 
 def find(store: Store, reference: Reference) -> LocalImage:

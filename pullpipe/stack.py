@@ -75,7 +75,9 @@ def _mount(lower: Sequence[str], target: str, flags: int, options: str) -> None:
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno == errno.ENODEV:
             raise KernelRefused("this kernel has no overlayfs; load it with `modprobe overlay`") from cause
-        raise
+        raise KernelRefused(
+            f"{error}; overlayfs may not work on this file system: name a store on another one with --root"
+        ) from cause
     finally:
         os.fchdir(before)
         for descriptor in (before, *descriptors):

@@ -79,7 +79,7 @@ class Containers:
                 return Container.from_json(file.read())
         except FileNotFoundError as error:
             raise NotInStore(f"no container {container_id}; `pullpipe ps` lists them") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Corrupt(f"{path} is damaged; `pullpipe rm {container_id}` removes the container") from error
 
     def find(self, wanted: str) -> Container:
@@ -132,6 +132,14 @@ class Containers:
         free = lock.try_acquire()
         lock.release()
         return not free
+
+    def discard(self, container_id: str) -> bool:
+        """Removes a container whose record is damaged, by its whole id; says whether there was one."""
+        path = os.path.join(self._directory, container_id)
+        if "/" in container_id or not container_id.isalnum() or not os.path.isdir(path):
+            return False
+        remove_tree(path)
+        return True
 
     def remove(self, container: Container) -> None:
         """Removes the record first, then the files. Raises `InUse` when it runs."""

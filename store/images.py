@@ -94,7 +94,7 @@ class Images:
                 entries = json.load(file)["manifests"]
             for entry in filter(_is_record, entries):
                 ImageRecord._from_descriptor(entry)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Corrupt(f"{self._path} is damaged ({error}); restore it, or remove it and pull again") from error
         else:
             return list(entries)

@@ -67,6 +67,8 @@ class Store:
                     f"the store at {self.root} has format {int(found)}, and this pullpipe reads up to {FORMAT}; "
                     "use a newer pullpipe, or another --root"
                 )
+            if not os.path.exists(os.path.join(self.root, "index.json")):
+                self._complete()  # somebody removed a damaged one
         owner = os.stat(self.root).st_uid
         if owner != os.geteuid():
             raise UnusableRoot(f"the store at {self.root} belongs to user {owner}; name one of your own with --root")
@@ -79,6 +81,10 @@ class Store:
                 f"{self.root} is not a pullpipe store and not empty; name an empty or new directory with --root"
             )
         os.chmod(self.root, 0o700)
+        self._complete()
+
+    def _complete(self) -> None:
+        """Makes what is missing; the version last, for where it stands the rest does."""
         with locks.held(os.path.join(self.root, "create.lock")):
             for name in _DIRECTORIES:
                 os.makedirs(os.path.join(self.root, name), mode=0o700, exist_ok=True)

@@ -70,7 +70,7 @@ class Trees(Generic[_I]):
                 return self._parse(file.read())
         except FileNotFoundError as error:
             raise NotInStore(f"{path} is not in the store; pull the image again") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Corrupt(f"{path} is damaged; remove the image and pull it again") from error
 
     def lock(self, digest: Digest) -> Lock:

@@ -79,7 +79,7 @@ def provide(store: Store, reference: Reference, arguments: argparse.Namespace) -
     record = store.images.get(str(reference))
     if record is not None and not platform.accepts(Platform(record.os, record.architecture, record.variant)):
         record = None
-    if record is not None and not local.is_whole(store, local.load(store, record)):
+    if record is not None and local.load_whole(store, record) is None:
         record = None
     if record is not None and (arguments.policy in ("missing", "never") or reference.digest is not None):
         return record

@@ -7,7 +7,7 @@ import os
 
 from pullpipe import local
 from pullpipe.cli.common import open_store
-from store import InUse
+from store import Corrupt, InUse
 
 HELP = "remove containers that have ended"
 
@@ -19,7 +19,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     store = open_store(arguments)
     for wanted in arguments.containers:
-        container = store.containers.find(wanted)
+        try:
+            container = store.containers.find(wanted)
+        except Corrupt:
+            if not store.containers.discard(wanted):
+                raise
+            print(wanted)
+            continue
         if container.target and os.path.ismount(container.target):
             raise InUse(
                 f"{container.name} is mounted at {container.target}; `pullpipe umount {container.target}` first"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from pullpipe.errors import BadArgument, NotFound, VerificationError
+from pullpipe.errors import BadArgument, LayerError, NotFound, VerificationError
 from pullpipe.local import LocalImage
 from pullpipe.pipe.unpack import Channel, Worker
 from pullpipe.pipe.worker import Job
@@ -20,7 +20,7 @@ async def flatten(store: Store, image: LocalImage, directory: str, progress: Pro
     """Unpacks the image into `directory`, which is made, or is there and empty.
 
     Raises `BadArgument` when it is not empty, `NotFound` when the store has not kept a blob, `VerificationError` when
-    one is damaged, `LayerError` and `OSError`. What has been written by then stays, for the user to look at.
+    one is damaged, and `OSError`. What has been written by then stays, for the user to look at.
     """
     for layer in image.manifest.layers:
         if layer.digest not in store.blobs:
@@ -41,10 +41,15 @@ async def flatten(store: Store, image: LocalImage, directory: str, progress: Pro
             blob = os.open(store.blobs.path(layer.digest), os.O_RDONLY | os.O_CLOEXEC)
             try:
                 result = await worker.unpack(job, blob, directory, channel, lambda _: None)
+                if (result.blob, result.diff) != (layer.digest.hex, diff_id.hex):
+                    raise LayerError("the digest is wrong")
+            except LayerError as error:  # it was right when it was pulled
+                raise VerificationError(
+                    f"blob {layer.digest} is damaged in the store ({error}); "
+                    f"`pullpipe rmi {image.record.reference}`, and pull it again"
+                ) from error
             finally:
                 os.close(blob)
-            if (result.blob, result.diff) != (layer.digest.hex, diff_id.hex):
-                raise VerificationError(f"blob {layer.digest} is damaged in the store; pull the image again")
             progress.fetched(layer, layer.size)
             progress.finished(layer)
             for warning in result.warnings:

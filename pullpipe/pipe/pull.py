@@ -11,6 +11,7 @@ each other.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -59,12 +60,14 @@ async def pull(
     """
     record = store.images.get(reference)
     resolved = await source.resolve(wanted)
-    if record is not None and record.resolved == resolved and _is_for(record, options.platform):
-        image = local.load(store, record)
-        if local.is_whole(store, image):
-            return Pulled(record, fetched=False)
+    unchanged = record is not None and record.resolved == resolved and _is_for(record, options.platform)
+    if record is not None and unchanged and local.load_whole(store, record) is not None:
+        return Pulled(record, fetched=False)
     with Worker() as worker:  # starts while the manifest travels
-        image, documents = await _resolve(source, wanted, reference, options.platform)
+        try:
+            image, documents = await _resolve(source, wanted, reference, options.platform)
+        except InvalidDocument as error:
+            raise InvalidDocument(f"{reference}: {error}") from error
         await _Layers(source, store, worker, options, progress).provide(image, documents)
     return Pulled(image.record, fetched=True)
 
@@ -308,8 +311,9 @@ class _Layers:
             result = await _proven(unpacking.result(), ingest.fileno(), diff_id, layer)
         except BaseExceptionGroup as errors:
             error = _first(errors)
-            if isinstance(error, VerificationError):
-                ingest.discard()
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if full or isinstance(error, VerificationError):
+                ingest.discard()  # of no use, or in the way of whatever makes room
             raise error from None
         except (VerificationError, LayerError):
             ingest.discard()
@@ -360,7 +364,7 @@ async def _proven(outcome: Result | LayerError, blob: int, diff_id: Digest, laye
         found = await asyncio.to_thread(_digest, blob, layer.digest.algorithm)
         if found != layer.digest.hex:
             raise _wrong_blob(layer, found) from outcome
-        raise outcome
+        raise LayerError(f"layer {layer.digest} cannot be unpacked: {outcome}; its owner has to mend it") from outcome
     if outcome.blob != layer.digest.hex:
         raise _wrong_blob(layer, outcome.blob)
     if outcome.diff != diff_id.hex:

@@ -125,8 +125,8 @@ def lock_in(directory_fd: int, *, private: bool) -> int:
     """Makes the directory all that this process can reach, and returns it, open, as its root. In a new mount namespace.
 
     What is left to code that takes the process over is to write below that directory. It has no other root to go to,
-    and no capability to leave this one or to mount. It must be able to make device nodes; so that it cannot open them, the
-    directory is mounted `nodev`, where that can be done (`private`: outside a chroot).
+    and no capability to leave this one or to mount. It must be able to make device nodes; so that it cannot open them,
+    the directory is mounted `nodev`, where that can be done (`private`: outside a chroot).
     """
     path = os.readlink(f"/proc/self/fd/{directory_fd}")
     if private:

@@ -16,8 +16,9 @@ import aiohttp
 from pullpipe.errors import Unauthorized, UnexpectedAnswer
 from pullpipe.registry.hosts import is_loopback
 
-_CHALLENGE = re.compile(r"(Basic|Bearer)(?:\s+|$)", re.IGNORECASE)
-_PARAMETER = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+# RFC 9110, 11.6.1: a scheme, or a parameter of the scheme before it; a quoted text may hold anything.
+_WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_PART = re.compile(rf'({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))|({_WORD})')
 _TOKEN_LIMIT = 1 << 20  # bytes of a token server's answer
 
 
@@ -52,13 +53,14 @@ class Challenge(NamedTuple):
     @classmethod
     def parse(cls, header: str) -> Challenge | None:
         """The strongest challenge that is understood: bearer before basic; None when there is neither."""
-        found = {}
-        starts = list(_CHALLENGE.finditer(header))
-        for number, start in enumerate(starts):
-            end = starts[number + 1].start() if number + 1 < len(starts) else len(header)
-            pairs = _PARAMETER.findall(header[start.end() : end])
-            parameters = {name.lower(): re.sub(r"\\(.)", r"\1", quoted) or bare for name, quoted, bare in pairs}
-            found[start[1].lower()] = cls(start[1].lower(), parameters)
+        found: dict[str, Challenge] = {}
+        parameters: dict[str, str] = {}
+        for name, quoted, bare, scheme in _PART.findall(header):
+            if scheme:
+                parameters = {}
+                found.setdefault(scheme.lower(), cls(scheme.lower(), parameters))
+            else:
+                parameters[name.lower()] = re.sub(r"\\(.)", r"\1", quoted) or bare
         return found.get("bearer") or found.get("basic")
 
 
@@ -108,7 +110,7 @@ async def _token(
         try:
             answer = await response.json(content_type=None)
             token = answer.get("token") or answer["access_token"]
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise UnexpectedAnswer(f"the token server {realm.netloc} gave no token") from error
     if not isinstance(token, str) or len(token) > _TOKEN_LIMIT or not token.isprintable():
         raise UnexpectedAnswer(f"the token server {realm.netloc} gave no usable token")

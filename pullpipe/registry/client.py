@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import ssl
 from collections.abc import AsyncIterator
@@ -128,7 +129,7 @@ class RegistryClient:
                     if response.status != 401 or attempt == 2:
                         yield response
                         return
-                    await self._authorize(used, response.headers.get("WWW-Authenticate", ""))
+                    await self._authorize(used, ", ".join(response.headers.getall("WWW-Authenticate", [])))
         except (aiohttp.ClientError, TimeoutError) as error:  # not OSError: a full disk is not the registry's fault
             raise self._unreachable(error) from error
 
@@ -151,6 +152,8 @@ class RegistryClient:
             try:
                 async with self._session.get(f"{candidate}/v2/"):
                     return candidate
+            except aiohttp.ClientConnectorCertificateError:
+                raise  # it speaks TLS
             except (aiohttp.ClientError, TimeoutError):
                 continue
         return last
@@ -187,10 +190,13 @@ class RegistryClient:
         if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
             return Unreachable(f"{registry} does not speak TLS; if it is meant to be plain HTTP, give --plain-http")
         if isinstance(error, aiohttp.ClientConnectorError):
-            reason = error.os_error.strerror or str(error.os_error)
+            code = error.os_error.errno  # asyncio puts words of its own into strerror
+            reason = os.strerror(code) if code else str(error.os_error)
             return Unreachable(f"cannot connect to {registry}: {reason.lower()}; is it running there?")
         if isinstance(error, TimeoutError):
             return Unreachable(f"{registry} did not answer in time; try again")
+        if isinstance(error, aiohttp.ClientResponseError):
+            return UnexpectedAnswer(f"what answers at {registry} does not speak HTTP: no registry; check host and port")
         if isinstance(error, aiohttp.ClientPayloadError):
             return TransferError(f"{registry} broke off in the middle of an answer; try again to continue from there")
         return TransferError(f"the connection to {registry} failed: {error or type(error).__name__}; try again")
@@ -201,7 +207,7 @@ async def _reason(response: aiohttp.ClientResponse) -> str:
     try:
         document = json.loads(await response.content.read(64 << 10))
         message = document["errors"][0]["message"]
-    except (ValueError, LookupError, TypeError, aiohttp.ClientError):
+    except (ValueError, LookupError, TypeError, RecursionError, aiohttp.ClientError):
         return ""
     printable = "".join(character for character in str(message) if character.isprintable())
     return f" ({printable[:200]})" if printable else ""

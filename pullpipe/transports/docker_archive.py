@@ -21,7 +21,7 @@ from pullpipe.transports.files import Extent, Files
 from store import Digest
 from store.digest import new_hash
 
-_GZIP = b"\x1f\x8b"
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class Member(NamedTuple):
@@ -53,7 +53,7 @@ class DockerArchiveSource:
                 Member(tuple(entry.get("RepoTags") or ()), str(entry["Config"]), tuple(map(str, entry["Layers"] or ())))
                 for entry in entries
             ]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidDocument("manifest.json is not a Docker archive's: the archive is damaged") from error
 
     async def resolve(self, wanted: str) -> Digest:
@@ -80,10 +80,10 @@ class DockerArchiveSource:
         layers = []
         for name, diff_id in zip(self._member.layers, parsed.diff_ids, strict=True):
             extent = self._find(name)
-            compressed = _starts_with(extent, _GZIP)
-            digest = _digest(extent) if compressed else diff_id
+            compression = _compression(extent)
+            digest = _digest(extent) if compression else diff_id
             self._blobs[digest] = extent
-            media_type = f"{OCI_LAYER}+gzip" if compressed else OCI_LAYER
+            media_type = f"{OCI_LAYER}+{compression}" if compression else OCI_LAYER
             layers.append({"mediaType": media_type, "digest": str(digest), "size": extent.size})
         manifest = {
             "schemaVersion": 2,
@@ -101,10 +101,11 @@ class DockerArchiveSource:
         return extent
 
 
-def _starts_with(extent: Extent, magic: bytes) -> bool:
+def _compression(extent: Extent) -> str | None:
     with open(extent.path, "rb") as file:
         file.seek(extent.offset)
-        return file.read(len(magic)) == magic
+        head = file.read(4)
+    return next((name for magic, name in _COMPRESSIONS.items() if head.startswith(magic)), None)
 
 
 def _digest(extent: Extent) -> Digest:

@@ -63,15 +63,18 @@ class Directory:
 
 
 class Archive:
-    """The members of an uncompressed tar archive, by one pass over its headers. Raises `TransferError`."""
+    """The members of an uncompressed tar archive, by one pass over its headers. Raises `TransferError`.
 
-    def __init__(self, path: str) -> None:
+    `name` is what to call it in messages.
+    """
+
+    def __init__(self, path: str, name: str = "") -> None:
         self._path = path
         try:
             with tarfile.open(path, "r:") as archive:
                 self._members = {posixpath.normpath(member.name): member for member in archive}
         except tarfile.TarError as error:
-            raise TransferError(f"{path} is not a tar archive, or damaged: {error}") from error
+            raise TransferError(f"{name or path} is not a tar archive, or damaged: {error}") from error
 
     def find(self, name: str) -> Extent | None:
         name = posixpath.normpath(name)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
-from pullpipe.errors import BadArgument, LayerError
+from pullpipe.errors import BadArgument, InvalidReference, LayerError
 from pullpipe.pipe.inflate import inflate
 from pullpipe.reference import Reference
 from pullpipe.transports import Source
@@ -19,6 +20,7 @@ from pullpipe.transports.layout import LayoutSource
 
 _COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 _PIECE = 1 << 20
+_SUFFIXES = re.compile(r"(\.(tar|tgz|gz|tzst|zst|oci))+$")
 
 
 class Loadable(NamedTuple):
@@ -37,18 +39,19 @@ def opened(path: str, name: str | None, spool: str) -> Iterator[list[Loadable]]:
     through a temporary file in the directory `spool`. Raises `BadArgument`, `PullpipeError` or `OSError`.
     """
     if os.path.isdir(path):
-        yield _find(Directory(path), os.path.basename(os.path.realpath(path)), name)
+        yield _find(Directory(path), path, os.path.basename(os.path.realpath(path)), name)
         return
     with tempfile.TemporaryFile(dir=spool) as plain:
         if path == "-":
             plain_path, stem = _spool(sys.stdin.buffer, plain), ""
+            path = "standard input"
         else:
-            stem = os.path.basename(path).partition(".")[0]
+            stem = _SUFFIXES.sub("", os.path.basename(path))
             with open(path, "rb") as file:
                 compressed = file.read(4).startswith(_COMPRESSED)
                 file.seek(0)
                 plain_path = _spool(file, plain) if compressed else path
-        yield _find(Archive(plain_path), stem, name)
+        yield _find(Archive(plain_path, path), path, stem, name)
 
 
 def _spool(file: BinaryIO, plain: BinaryIO) -> str:
@@ -61,7 +64,7 @@ def _spool(file: BinaryIO, plain: BinaryIO) -> str:
     return f"/proc/self/fd/{plain.fileno()}"
 
 
-def _find(files: Files, stem: str, name: str | None) -> list[Loadable]:
+def _find(files: Files, path: str, stem: str, name: str | None) -> list[Loadable]:
     if files.find("index.json") is not None:
         layout = LayoutSource(files)
         found = [
@@ -74,7 +77,7 @@ def _find(files: Files, stem: str, name: str | None) -> list[Loadable]:
             for member in DockerArchiveSource.images(files)
         ]
     else:
-        raise BadArgument("neither an OCI image layout nor a Docker archive: no index.json, no manifest.json")
+        raise BadArgument(f"{path} is no OCI image layout and no Docker archive: no index.json, no manifest.json")
     if name is not None and len(found) != 1:
         raise BadArgument(f"{len(found)} images are there, and one name cannot serve them all; leave --tag away")
     return found
@@ -87,4 +90,7 @@ def _references(stated: tuple[str, ...], stem: str, name: str | None) -> tuple[R
     if not stated and not stem:
         raise BadArgument("the image has no name; give it one with --tag NAME")
     whole = [text if "/" in text or ":" in text or not stem else f"{stem}:{text}" for text in stated] or [stem]
-    return tuple(Reference.parse(text) for text in whole)
+    try:
+        return tuple(Reference.parse(text) for text in whole)
+    except InvalidReference as error:
+        raise BadArgument(f"the image has no name that can be used ({error}); give it one with --tag NAME") from error
