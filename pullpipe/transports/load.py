@@ -43,23 +43,23 @@ def opened(path: str, name: str | None, spool: str) -> Iterator[list[Loadable]]:
         return
     with tempfile.TemporaryFile(dir=spool) as plain:
         if path == "-":
-            plain_path, stem = _spool(sys.stdin.buffer, plain), ""
             path = "standard input"
+            plain_path, stem = _spool(sys.stdin.buffer, path, plain), ""
         else:
             stem = _SUFFIXES.sub("", os.path.basename(path))
             with open(path, "rb") as file:
                 compressed = file.read(4).startswith(_COMPRESSED)
                 file.seek(0)
-                plain_path = _spool(file, plain) if compressed else path
+                plain_path = _spool(file, path, plain) if compressed else path
         yield _find(Archive(plain_path, path), path, stem, name)
 
 
-def _spool(file: BinaryIO, plain: BinaryIO) -> str:
+def _spool(file: BinaryIO, path: str, plain: BinaryIO) -> str:
     try:
         for piece in inflate(lambda: file.read(_PIECE)):
             plain.write(piece)
     except LayerError as error:
-        raise BadArgument(str(error).replace("the layer", "the archive")) from error
+        raise BadArgument(f"{path}: {error}".replace("the layer", "the archive")) from error
     plain.flush()
     return f"/proc/self/fd/{plain.fileno()}"
 

@@ -1,0 +1,51 @@
+"""Watching processes, by what the kernel tells of them: no waiting without an event."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PATIENCE = 20.0  # seconds; only a test that fails waits so long
+
+
+def children(pid: int) -> list[int]:
+    """The processes that this one has started, its threads' included."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += map(int, task.read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """These, and theirs."""
+    return [one for child in children(pid) for one in (child, *descendants(child))]
+
+
+def until(what: Callable[[], bool], why: str) -> None:
+    """Looks again and again, for what has no event to wait for."""
+    deadline = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < deadline, f"waited in vain: {why}"
+        time.sleep(0.005)
+
+
+class Watched:
+    """A process that may be another's child. Made while it lives; `ended` waits for its end."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._fd = os.pidfd_open(pid)
+
+    def ended(self, timeout: float = PATIENCE) -> bool:
+        """Whether it ends within so many seconds."""
+        return bool(select.select([self._fd], [], [], timeout)[0])
+
+    def close(self) -> None:
+        """Forgets it."""
+        os.close(self._fd)
