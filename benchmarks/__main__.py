@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pullpipe.pipe.unpack import Channel, Worker
+from pullpipe.pipe.unpack import Worker, channel
 from pullpipe.pipe.worker import Job
 
 _SEED = 20241123
@@ -53,18 +53,19 @@ def by_worker(layer: Path, directory: Path) -> float:
     async def work() -> float:
         size = layer.stat().st_size
         with Worker() as worker, layer.open("rb") as blob:
-            ready = await Channel.open()  # one empty layer first: the worker is up when the clock starts
-            empty = directory / "empty"
+            empty, target = directory / "empty", directory / "fs"
             empty.mkdir()
-            with tempfile.TemporaryFile() as nothing:
-                await worker.unpack(Job("overlay", 0, "sha256", "sha256"), nothing.fileno(), str(empty), ready, _ignore)
-            target = directory / "fs"
             target.mkdir()
-            channel = await Channel.open()
-            await channel.available(size)
-            started = time.perf_counter()
-            await worker.unpack(Job("overlay", size, "sha256", "sha256"), blob.fileno(), str(target), channel, _ignore)
-            return time.perf_counter() - started
+            with tempfile.TemporaryFile() as nothing:
+                async with channel() as words:  # one empty layer first: the worker is up when the clock starts
+                    job = Job("overlay", 0, "sha256", "sha256")
+                    await worker.unpack(job, nothing.fileno(), str(empty), words, _ignore)
+            async with channel() as words:
+                await words.available(size)
+                job = Job("overlay", size, "sha256", "sha256")
+                started = time.perf_counter()
+                await worker.unpack(job, blob.fileno(), str(target), words, _ignore)
+                return time.perf_counter() - started
 
     return asyncio.run(work())
 

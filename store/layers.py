@@ -23,6 +23,7 @@ class LayerInfo(NamedTuple):
     whiteouts: int  # names hidden, opaque directories not counted
     opaque_root: bool  # hides every layer below
     implied: tuple[str, ...]  # directories that no entry described, "" the root
+    emptied: tuple[str, ...]  # those of them that are opaque, and else what they were
     hiding: tuple[str, ...]  # directories with whiteouts
     unresolved: tuple[str, ...]  # hard links to what is not in this layer, as messages
 
@@ -41,6 +42,7 @@ class LayerInfo(NamedTuple):
             whiteouts=int(fields["whiteouts"]),
             opaque_root=bool(fields["opaque_root"]),
             implied=tuple(map(str, fields["implied"])),
+            emptied=tuple(map(str, fields["emptied"])),
             hiding=tuple(map(str, fields["hiding"])),
             unresolved=tuple(map(str, fields["unresolved"])),
         )

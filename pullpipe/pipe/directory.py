@@ -103,6 +103,11 @@ class Tree:
         return set()
 
     @property
+    def emptied(self) -> set[Path]:
+        """Those of the opaque directories that are still what they were below, but for what is in them."""
+        return set()
+
+    @property
     def hiding(self) -> set[Path]:
         """Directories in which something hides what is below."""
         return set()

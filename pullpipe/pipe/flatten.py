@@ -10,7 +10,7 @@ import os
 
 from pullpipe.errors import BadArgument, LayerError, NotFound, VerificationError
 from pullpipe.local import LocalImage
-from pullpipe.pipe.unpack import Channel, Worker
+from pullpipe.pipe.unpack import Worker, channel
 from pullpipe.pipe.worker import Job
 from pullpipe.progress import Progress
 from store import Store
@@ -35,12 +35,12 @@ async def flatten(store: Store, image: LocalImage, directory: str, progress: Pro
     with Worker() as worker:
         for diff_id, layer in zip(image.config.diff_ids, image.manifest.layers, strict=True):
             progress.started(layer)
-            channel = await Channel.open()
-            await channel.available(layer.size)
             job = Job("flat", layer.size, layer.digest.algorithm, diff_id.algorithm)
             blob = os.open(store.blobs.path(layer.digest), os.O_RDONLY | os.O_CLOEXEC)
             try:
-                result = await worker.unpack(job, blob, directory, channel, lambda _: None)
+                async with channel() as words:
+                    await words.available(layer.size)
+                    result = await worker.unpack(job, blob, directory, words, lambda _: None)
                 if (result.blob, result.diff) != (layer.digest.hex, diff_id.hex):
                     raise LayerError("the digest is wrong")
             except LayerError as error:  # it was right when it was pulled

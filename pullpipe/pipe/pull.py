@@ -22,7 +22,7 @@ from pullpipe.errors import InvalidDocument, LayerError, NoSuchPlatform, Verific
 from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, ImageConfig, Index, Manifest, Platform, parse_document
 from pullpipe.pipe import settle
 from pullpipe.pipe.fetch import fetch
-from pullpipe.pipe.unpack import Channel, Worker
+from pullpipe.pipe.unpack import Channel, Worker, channel
 from pullpipe.pipe.whiteouts import mark_opaque
 from pullpipe.pipe.worker import Job, Result
 from pullpipe.progress import Progress
@@ -280,9 +280,9 @@ class _Layers:
         parents: _Parents | None = None,
     ) -> Result:
         """A whole blob; one of the store's is removed if it turns out to be damaged."""
-        channel = await Channel.open()
-        await channel.available(layer.size)
-        outcome = await self._unpack(blob, diff_id, layer, staging, channel, parents or _Parents())
+        async with channel() as words:
+            await words.available(layer.size)
+            outcome = await self._unpack(blob, diff_id, layer, staging, words, parents or _Parents())
         try:
             return await _proven(outcome, blob, diff_id, layer)
         except WrongBlob as error:
@@ -296,17 +296,14 @@ class _Layers:
     ) -> Result:
         """The blob flows into its file while the worker follows it there."""
         ingest = owned.enter_context(self._store.blobs.ingest(layer.digest, layer.size))
-        channel = await Channel.open()
-
-        async def available(count: int) -> None:
-            self._progress.fetched(layer, count)
-            await channel.available(count)
-
         try:
-            async with asyncio.TaskGroup() as group:
-                unpacking = group.create_task(
-                    self._unpack(ingest.fileno(), diff_id, layer, staging, channel, _Parents())
-                )
+            async with channel() as words, asyncio.TaskGroup() as group:
+
+                async def available(count: int) -> None:
+                    self._progress.fetched(layer, count)
+                    await words.available(count)
+
+                unpacking = group.create_task(self._unpack(ingest.fileno(), diff_id, layer, staging, words, _Parents()))
                 group.create_task(fetch(self._source, layer, ingest, available))
             result = await _proven(unpacking.result(), ingest.fileno(), diff_id, layer)
         except BaseExceptionGroup as errors:
@@ -329,14 +326,14 @@ class _Layers:
         diff_id: Digest,
         layer: Descriptor,
         staging: Staging[LayerInfo],
-        channel: Channel,
+        words: Channel,
         parents: _Parents,
     ) -> Result | LayerError:
         """A `LayerError` is not yet the last word: first the rest has to arrive, and prove to be the right bytes."""
         job = Job("overlay", layer.size, layer.digest.algorithm, diff_id.algorithm, *parents)
         try:
             result = await self._worker.unpack(
-                job, blob, staging.files, channel, lambda count: self._progress.unpacked(layer, count)
+                job, blob, staging.files, words, lambda count: self._progress.unpacked(layer, count)
             )
             mark_opaque(staging.files, result.opaque)
             return result
@@ -400,6 +397,7 @@ def _info(diff_id: Digest, result: Result) -> LayerInfo:
         whiteouts=result.whiteouts,
         opaque_root=result.opaque_root,
         implied=tuple(result.implied),
+        emptied=tuple(result.emptied),
         hiding=tuple(result.hiding),
         unresolved=tuple(result.unresolved),
     )

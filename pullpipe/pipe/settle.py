@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from typing import NamedTuple
 
 from pullpipe.errors import LayerError
@@ -117,10 +117,11 @@ def _needs_parents(layer: Layer, below: Sequence[str]) -> bool:
     return False
 
 
-def _look_up(stack: Sequence[str], path: str) -> list[tuple[int, os.stat_result]]:
+def _look_up(stack: Sequence[str], path: str, transparent: Container[int] = ()) -> list[tuple[int, os.stat_result]]:
     """What overlayfs finds at the path: the directories that it merges there, the topmost first, or one other thing.
 
-    As (number in the stack, status). The trees are ours and do not change; only real directories are walked through.
+    As (number in the stack, status). In `transparent` trees the path itself may be opaque without ending the search.
+    The trees are ours and do not change; only real directories are walked through.
     """
     merged = list(range(len(stack)))
     found = [(number, os.lstat(tree)) for number, tree in enumerate(stack)]
@@ -143,7 +144,7 @@ def _look_up(stack: Sequence[str], path: str) -> list[tuple[int, os.stat_result]
                     return [(number, status)] if so_far[1:] == path else []
                 break
             found.append((number, status))
-            if _is_opaque(place):
+            if _is_opaque(place) and not (number in transparent and so_far[1:] == path):
                 break
         merged = [number for number, _ in found]
     return found
@@ -160,20 +161,23 @@ def _write_directories(stack: Sequence[Layer], target: str) -> None:
     """Makes below `target` each directory whose topmost appearance is implied and which a layer below describes."""
     trees = [layer.files for layer in stack]
     implied = [set(layer.info.implied) for layer in stack]
+
+    def look_up(path: str) -> list[tuple[int, os.stat_result]]:
+        return _look_up(trees, path, {number for number, layer in enumerate(stack) if path in layer.info.emptied})
+
     wanted = set()
     for path in set().union(*implied) - {""}:
-        found = _look_up(trees, path)
+        found = look_up(path)
         if _describing(found, implied, path) not in (None, found[0][0] if found else None):
             wanted.add(path)
     wanted = {parent for path in wanted for parent in _with_parents(path)}
     for path in sorted(wanted):
         os.mkdir(os.path.join(target, path))
     for path in sorted(wanted, reverse=True):  # children first: making them changes their parents' times
-        found = _look_up(trees, path)
+        found = look_up(path)
         number = _describing(found, implied, path)
-        _copy_attributes(
-            os.path.join(trees[found[0][0] if number is None else number], path), os.path.join(target, path)
-        )
+        source = trees[found[0][0] if number is None else number]
+        _copy_attributes(os.path.join(source, path), os.path.join(target, path))
     root = next((tree for tree, paths in zip(trees, implied, strict=True) if "" not in paths), None)
     if root is not None:
         _copy_attributes(root, target)

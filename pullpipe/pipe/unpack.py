@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -10,7 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from pullpipe.errors import LayerError, WorkerDied
@@ -78,24 +80,12 @@ class Worker:
 
 
 class Channel:
-    """The stream socket of one job."""
+    """The stream socket of one job; `theirs` goes to the job."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, theirs: socket.socket) -> None:
         self.theirs = theirs
         self._reader = reader
         self._writer = writer
-
-    @classmethod
-    async def open(cls) -> Channel:
-        """A new channel; its other end goes to the job."""
-        ours, theirs = socket.socketpair()
-        try:
-            reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
-        except BaseException:
-            ours.close()
-            theirs.close()
-            raise
-        return cls(reader, writer, theirs)
 
     async def available(self, count: int) -> None:
         """Says that the first `count` bytes of the blob are in its file."""
@@ -114,10 +104,33 @@ class Channel:
         return json.loads(line) if line.endswith(b"\n") else None
 
     async def drain(self) -> None:
-        """Waits for the end of the job's process, and closes the channel."""
+        """Waits for the end of the job's process."""
         while await self.hear() is not None:
             pass
+
+    async def close(self) -> None:
+        """Closes both ends, as far as they are ours."""
+        self.theirs.close()
         self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+
+@asynccontextmanager
+async def channel() -> AsyncIterator[Channel]:
+    """A new channel, for one job."""
+    ours, theirs = socket.socketpair()
+    try:
+        reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
+    except BaseException:
+        ours.close()
+        theirs.close()
+        raise
+    opened = Channel(reader, writer, theirs)
+    try:
+        yield opened
+    finally:
+        await asyncio.shield(opened.close())
 
 
 async def _hear(channel: Channel, directory: str, report: Callable[[int], None]) -> Result:

@@ -36,6 +36,7 @@ class OverlayTree(Tree):
     def __init__(self, root: int, below: int = NOTHING) -> None:
         super().__init__(root, below)
         self._opaque: set[Path] = set()
+        self._emptied: set[Path] = set()  # opaque because an entry says so
         self._hiding: set[Path] = set()  # directories with whiteouts
         self._times[()] = 0  # unless an entry says otherwise, as for any directory that none describes
 
@@ -67,7 +68,13 @@ class OverlayTree(Tree):
             if stat.S_ISDIR(os.lstat(name, dir_fd=parent.fd).st_mode):
                 self._make_opaque((*parent.path, name))
 
+    @property
+    def emptied(self) -> set[Path]:
+        """Directories of which an entry says that they are opaque, and none what they are: they stay what they were."""
+        return self._emptied & self.implied
+
     def _hide_below(self, directory: _Directory) -> None:
+        self._emptied.add(directory.path)
         self._make_opaque(directory.path)
 
     def _is_opaque(self, path: Path) -> bool:

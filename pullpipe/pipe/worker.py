@@ -71,6 +71,7 @@ class Result(NamedTuple):
     opaque_root: bool
     opaque: list[str]  # directories to be marked so
     implied: list[str]
+    emptied: list[str]
     hiding: list[str]
     unresolved: list[str]
     warnings: list[str]
@@ -189,6 +190,7 @@ def _result(tree: Tree, blob: str, diff: str) -> Result:
         opaque=_texts(tree.opaque),
         unresolved=tree.unresolved,
         implied=_texts(tree.implied),
+        emptied=_texts(tree.emptied),
         hiding=_texts(tree.hiding),
         warnings=tree.warnings,
     )
