@@ -47,7 +47,7 @@ def mount(stack: Stack, target: str, *, flags: int = 0) -> None:
 
 def mount_read_only(stack: Stack, target: str) -> None:
     """Mounts the stack at `target`; the upper directory is its topmost lower one. Raises `KernelRefused`."""
-    mount_layers((stack.upper, *stack.lower)[-_LIMIT:], target)
+    mount_layers(stack.lower if len(stack.lower) >= _LIMIT else (stack.upper, *stack.lower), target)
 
 
 def mount_layers(lower: Sequence[str], target: str) -> None:

@@ -31,7 +31,6 @@ NOTHING = -1  # for a descriptor
 _DEPTH_LIMIT = 512  # directories in directories; removing a tree recurses, and the kernel's longest path has 2048
 _SYMLINKS_LIMIT = 40  # on the way to one directory; the kernel's own limit
 _OPEN_LIMIT = 256  # directories held open; the usual limit of a process is 1024 files
-_WARNINGS_LIMIT = 20
 # Overlayfs's own attributes: an image that carries them would steer the stack it becomes part of.
 _OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")
 # Not the archive's fault: the caller hears of them as what they are.
@@ -79,12 +78,15 @@ class Tree:
         self.entries = 0
         self.whiteouts = 0
         self.opaque_root = False
-        self.warnings: list[str] = []
+        self.trusted: list[tuple[Path, bytes, bytes]] = []  # attributes for `whiteouts.set_trusted`
+        self._warned: dict[str, tuple[str, int]] = {}
 
     def apply(self, entry: Entry, stream: TarStream) -> None:
         """Makes what the entry says; takes its data from the stream."""
         self.entries += 1
         try:
+            if not entry.name:
+                raise _error(entry, "it has no name")
             path = clean(entry.name)
             if len(path) > _DEPTH_LIMIT:
                 raise _error(entry, f"nested more than {_DEPTH_LIMIT} directories deep")
@@ -98,11 +100,6 @@ class Tree:
             raise _blame(entry, error) from error
 
     @property
-    def opaque(self) -> set[Path]:
-        """Directories that hide all that is below them, to be marked by `whiteouts.mark_opaque`."""
-        return set()
-
-    @property
     def emptied(self) -> set[Path]:
         """Those of the opaque directories that are still what they were below, but for what is in them."""
         return set()
@@ -114,12 +111,19 @@ class Tree:
 
     def finish(self) -> None:
         """Makes the hardlinks that came before their targets, and sets the directories' times."""
-        for path, entry in self._late.items():
-            try:
-                if not self._link(self._directory(path[:-1]), path[-1], entry):
+        while self._late:
+            waiting = self._late
+            self._late = {}
+            for path, entry in waiting.items():
+                try:
+                    if not self._link(self._directory(path[:-1]), path[-1], entry):
+                        self._late[path] = entry
+                except OSError as error:
+                    raise _blame(entry, error) from error
+            if len(self._late) == len(waiting):  # links to links came one further each time
+                for entry in waiting.values():
                     self._cannot_link(entry)
-            except OSError as error:
-                raise _blame(entry, error) from error
+                break
         for path, mtime_ns in self._times.items():
             if path:
                 os.utime(path[-1], ns=(mtime_ns, mtime_ns), dir_fd=self._directory(path[:-1]).fd, follow_symlinks=False)
@@ -210,7 +214,11 @@ class Tree:
             return self._follow(parent, target, symlinks, make=make)
         if not make:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        self._late.pop(path, None)
         self._make_directory(parent, name, 0o755)
+        # In a setgid directory it would be setgid, too, and of that group.
+        os.chown(name, 0, 0, dir_fd=parent.fd, follow_symlinks=False)
+        os.chmod(name, 0o755, dir_fd=parent.fd)
         self.implied.add(path)
         self._times[path] = 0
         self._wrote(path)
@@ -250,6 +258,7 @@ class Tree:
         self._open.clear()
         self._times = {path: time for path, time in self._times.items() if path[: len(gone)] != gone}
         self.implied = {path for path in self.implied if path[: len(gone)] != gone}
+        self._late = {path: entry for path, entry in self._late.items() if path[: len(gone)] != gone}
 
     # Entries.
 
@@ -293,7 +302,7 @@ class Tree:
             if entry.mode & 0o7000:
                 os.fchmod(fd, entry.mode)  # chown took setuid and setgid away
             if entry.xattrs:
-                self._set_xattrs(fd, entry)
+                self._set_xattrs(fd, (*parent.path, name), entry)
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
             os.close(fd)
@@ -311,7 +320,7 @@ class Tree:
         if entry.xattrs:
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent.fd)
             try:
-                self._set_xattrs(fd, entry)
+                self._set_xattrs(fd, path, entry)
             finally:
                 os.close(fd)
         self._times[path] = entry.mtime_ns
@@ -326,7 +335,7 @@ class Tree:
             os.mkfifo(name, entry.mode, dir_fd=parent.fd)
             return True
         if entry.major == entry.minor == 0 and entry.kind == tarstream.CHARACTER:
-            self._warn(entry, "a 0:0 character device would act as a whiteout; left out")
+            self._warn("character devices 0:0, which would act as whiteouts, are left out", entry)
             return False
         if not (0 <= entry.major < 1 << 12 and 0 <= entry.minor < 1 << 20):
             raise _error(entry, f"device number {entry.major}:{entry.minor} is out of range")
@@ -341,7 +350,7 @@ class Tree:
             os.chmod(name, entry.mode, dir_fd=parent.fd)
         if entry.xattrs:
             os.fchdir(parent.fd)  # no call sets an attribute below an open directory before Linux 6.13
-            self._set_xattrs(name, entry)
+            self._set_xattrs(name, (*parent.path, name), entry)
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent.fd, follow_symlinks=False)
 
     def _set_root(self, entry: Entry) -> None:
@@ -349,14 +358,14 @@ class Tree:
             raise _error(entry, "the root can only be a directory")
         os.fchown(self._root.fd, entry.uid, entry.gid)
         os.fchmod(self._root.fd, entry.mode)
-        self._set_xattrs(self._root.fd, entry)
+        self._set_xattrs(self._root.fd, (), entry)
         self._times[()] = entry.mtime_ns
         self.implied.discard(())
 
-    def _set_xattrs(self, target: int | bytes, entry: Entry) -> None:
+    def _set_xattrs(self, target: int | bytes, path: Path, entry: Entry) -> None:
         for name, value in entry.xattrs.items():
             if name.startswith(_OVERLAY_XATTRS):
-                self._warn(entry, f"the attribute {_show(name)} would steer overlayfs; left out")
+                self._warn("extended attributes that would steer overlayfs are left out", entry)
                 continue
             try:
                 if isinstance(target, int):
@@ -366,7 +375,10 @@ class Tree:
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.ENOTSUP):
                     raise
-                self._warn(entry, f"the attribute {_show(name)} cannot be set here: {error.strerror}")
+                if name.startswith(b"trusted."):
+                    self.trusted.append((path, name, value))
+                else:
+                    self._warn("extended attributes that cannot be set here are left out", entry)
 
     def _link(self, parent: _Directory, name: bytes, entry: Entry) -> bool:
         """A hard link; False when its target is not there. Owner, mode and the rest of the header do not count."""
@@ -405,9 +417,18 @@ class Tree:
             self._wrote((*directory.path, name))
         return status
 
-    def _warn(self, entry: Entry, what: str) -> None:
-        if len(self.warnings) < _WARNINGS_LIMIT:
-            self.warnings.append(f"{_show(entry.name)}: {what}")
+    def _warn(self, what: str, entry: Entry) -> None:
+        """Once for each thing that there is to say, with the first entry that it is about."""
+        first, count = self._warned.get(what, (_show(entry.name), 0))
+        self._warned[what] = first, count + 1
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was left out, a line for each kind."""
+        return [
+            f"{what}: {first}" + (f" and {count - 1} more" if count > 1 else "")
+            for what, (first, count) in self._warned.items()
+        ]
 
 
 def missing_target(entry: Entry) -> str:

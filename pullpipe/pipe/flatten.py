@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 
 from pullpipe.errors import BadArgument, LayerError, NotFound, VerificationError
-from pullpipe.local import LocalImage
+from pullpipe.local import LocalImage, load
+from pullpipe.oci import Descriptor
 from pullpipe.pipe.unpack import Worker, channel
 from pullpipe.pipe.worker import Job
 from pullpipe.progress import Progress
-from store import Store
+from store import Digest, Store
 
 
 async def flatten(store: Store, image: LocalImage, directory: str, progress: Progress) -> None:
@@ -22,18 +23,14 @@ async def flatten(store: Store, image: LocalImage, directory: str, progress: Pro
     Raises `BadArgument` when it is not empty, `NotFound` when the store has not kept a blob, `VerificationError` when
     one is damaged, and `OSError`. What has been written by then stays, for the user to look at.
     """
-    for layer in image.manifest.layers:
-        if layer.digest not in store.blobs:
-            raise NotFound(
-                f"the store has not kept blob {layer.digest}; pull {image.record.reference} again after `pullpipe rmi`"
-            )
+    blobs = [_kept(store, image, layer, diff_id) for layer, diff_id in _layers(image)]
     os.makedirs(directory, exist_ok=True)
     if os.listdir(directory):
         raise BadArgument(f"{directory} is not empty; name a new directory")
     os.utime(directory, (0, 0))  # what stays, unless a layer describes its root
-    progress.plan(image.manifest.layers, image.manifest.layers)
+    progress.plan(blobs, blobs)
     with Worker() as worker:
-        for diff_id, layer in zip(image.config.diff_ids, image.manifest.layers, strict=True):
+        for diff_id, layer in zip(image.config.diff_ids, blobs, strict=True):
             progress.started(layer)
             job = Job("flat", layer.size, layer.digest.algorithm, diff_id.algorithm)
             blob = os.open(store.blobs.path(layer.digest), os.O_RDONLY | os.O_CLOEXEC)
@@ -54,3 +51,20 @@ async def flatten(store: Store, image: LocalImage, directory: str, progress: Pro
             progress.finished(layer)
             for warning in result.warnings:
                 progress.note(f"{layer.digest.short}: {warning}")
+
+
+def _layers(image: LocalImage) -> list[tuple[Descriptor, Digest]]:
+    return list(zip(image.manifest.layers, image.config.diff_ids, strict=True))
+
+
+def _kept(store: Store, image: LocalImage, layer: Descriptor, diff_id: Digest) -> Descriptor:
+    """The layer's blob; or another image's, which is the same layer under another compression."""
+    if layer.digest in store.blobs:
+        return layer
+    for record in store.images:
+        for other, other_diff_id in _layers(load(store, record)):
+            if other_diff_id == diff_id and other.digest in store.blobs:
+                return other
+    raise NotFound(
+        f"the store has not kept blob {layer.digest}; pull {image.record.reference} again after `pullpipe rmi`"
+    )

@@ -24,6 +24,7 @@ PIECE = 256 << 10  # bytes of output at a time: it stays in the second-level cac
 _ZSTD_WINDOW = 1 << 27
 
 _GZIP = b"\x1f\x8b"
+_GZIP_HEADER_LIMIT = 128 << 10  # bytes; two texts, and what FEXTRA can hold
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = tuple(bytes((low, 0x2A, 0x4D, 0x18)) for low in range(0x50, 0x60))
 _UNSUPPORTED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x04\x22\x4d\x18": "lz4"}
@@ -61,6 +62,10 @@ class _Source:
         while len(self._ahead) < count and (more := self._read()):
             self._ahead += more
         return self._ahead[:count]
+
+    def give_back(self, data: bytes) -> None:
+        """Puts back what was taken last."""
+        self._ahead = data + self._ahead
 
     def pieces(self) -> Iterator[bytes]:
         """All that is left."""
@@ -106,36 +111,50 @@ _GZIP_ERRORS = (zlib.error,) if igzip_lib is None else (zlib.error, cast("type[E
 
 def _gzip(source: _Source) -> Iterator[bytes]:
     """RFC 1952: members one after the other, then nothing, or zeros up to the end as tapes have them."""
-    member = _new_member()
-    data = b""
     try:
-        while True:
-            if member.needs_input and not data and not (data := source.take(PIECE)):
-                raise LayerError("the layer's gzip stream is truncated")
-            output = member.decompress(data, PIECE)
-            data = b""
-            if output:
-                yield output
-            if member.eof:
-                data = member.unused_data or source.take(PIECE)
-                if not data.startswith(_GZIP):
-                    data = _skip_zeros(source, data)
-                if not data:
-                    return
-                member = _new_member()
+        while head := source.peek(len(_GZIP)):
+            if not head.strip(b"\0"):
+                _expect_zeros(source)
+                return
+            _gather_gzip_header(source)
+            member = _new_member()
+            while not member.eof:
+                data = source.take(PIECE) if member.needs_input else b""
+                if member.needs_input and not data:
+                    raise LayerError("the layer's gzip stream is truncated")
+                if output := member.decompress(data, PIECE):
+                    yield output
+            source.give_back(member.unused_data)
     except _GZIP_ERRORS as error:
         raise LayerError(f"the layer's gzip stream is damaged: {error}") from error
 
 
-def _skip_zeros(source: _Source, data: bytes) -> bytes:
-    """What follows a member, when that is a further member or nothing but zeros; two bytes may come in two pieces."""
-    while data and not data.strip(b"\0"):
-        data = source.take(PIECE)
-    if data and len(data) < len(_GZIP):
-        data += source.take(PIECE)
-    if data and not data.startswith(_GZIP):
+def _gather_gzip_header(source: _Source) -> None:
+    """Has the whole header ahead: isal 2.31 misreads some that come to it in pieces."""
+    flags = source.peek(10)[3:4] or b"\0"
+    length = 10
+    if not source.peek(length).startswith(_GZIP):
         raise LayerError("the layer's gzip stream has garbage behind its end")
-    return data
+    if flags[0] & 0x04:  # FEXTRA
+        length += 2 + int.from_bytes(source.peek(length + 2)[length:], "little")
+    for flag in (0x08, 0x10):  # FNAME, FCOMMENT
+        if flags[0] & flag:
+            end = -1
+            window = length
+            while end < 0:
+                window += 256
+                ahead = source.peek(window)
+                end = ahead.find(b"\0", length)
+                if end < 0 and (len(ahead) < window or window > _GZIP_HEADER_LIMIT):
+                    raise LayerError("the layer's gzip stream is truncated, or its header is too long")
+            length = end + 1
+    source.peek(length + 2)  # FHCRC
+
+
+def _expect_zeros(source: _Source) -> None:
+    while data := source.take(PIECE):
+        if data.strip(b"\0"):
+            raise LayerError("the layer's gzip stream has garbage behind its end")
 
 
 def _zstd(source: _Source) -> Iterator[bytes]:

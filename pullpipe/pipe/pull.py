@@ -11,6 +11,7 @@ each other.
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
 import os
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, ImageConfig, Index, Manifes
 from pullpipe.pipe import settle
 from pullpipe.pipe.fetch import fetch
 from pullpipe.pipe.unpack import Channel, Worker, channel
-from pullpipe.pipe.whiteouts import mark_opaque
+from pullpipe.pipe.whiteouts import set_trusted
 from pullpipe.pipe.worker import Job, Result
 from pullpipe.progress import Progress
 from pullpipe.transports import Source
@@ -335,7 +336,7 @@ class _Layers:
             result = await self._worker.unpack(
                 job, blob, staging.files, words, lambda count: self._progress.unpacked(layer, count)
             )
-            mark_opaque(staging.files, result.opaque)
+            set_trusted(staging.files, ((path, name, base64.b64decode(value)) for path, name, value in result.trusted))
             return result
         except LayerError as error:
             return error

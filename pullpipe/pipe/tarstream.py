@@ -46,7 +46,7 @@ _SPARSE = b"GNU.sparse."
 _SPARSE_LIST = frozenset({_SPARSE + b"offset", _SPARSE + b"numbytes"})
 _SEGMENTS_LIMIT = 1 << 16  # of one sparse file; GNU tar makes one for each run of data
 _TIME = re.compile(rb"(-?)([0-9]+)(?:\.([0-9]*))?")
-_SCHILY_XATTR, _LIBARCHIVE_XATTR = b"SCHILY.xattr.", b"LIBARCHIVE.xattr."
+_XATTRS = _SCHILY_XATTR, _LIBARCHIVE_XATTR = b"SCHILY.xattr.", b"LIBARCHIVE.xattr."
 
 
 class Sparse(NamedTuple):
@@ -148,8 +148,10 @@ class TarStream:
                 raise _error(offset, "a lone block of zeros, with more entries behind it")
             return b""
         stated = _number(header[148:156], "checksum", offset)
-        # The checksum counts its own eight bytes as spaces. adler32 starts at 1 and is taken modulo 65521.
-        if ((adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 256 - stated) % 65521:
+        # The checksum counts its own eight bytes as spaces. adler32 starts at 1 and is taken modulo 65521, which is
+        # more than 512 bytes of ASCII sum up to.
+        total = (adler32(header) & 0xFFFF) - 1 if header.isascii() else sum(header)
+        if total - sum(header[148:156]) + 256 != stated:
             signed = sum(byte - 256 if byte > 127 else byte for byte in header[:148] + header[156:]) + 256
             if signed != stated:  # old Suns summed signed characters
                 raise _error(offset, "bad checksum: the archive is damaged, or no tar archive")
@@ -215,7 +217,9 @@ class TarStream:
             minor = _number(header[337:345], "device number", offset)
         sparse: Sparse | None = None
         if local or self._globals:
-            records = {**self._globals, **local} if self._globals else local
+            # An empty value takes back what an earlier header said.
+            merged = {**self._globals, **local}
+            records = {key: value for key, value in merged.items() if value or key.startswith(_XATTRS)}
             name = records.get(_SPARSE + b"name", records.get(b"path", name))
             linkname = records.get(b"linkpath", linkname)
             if b"size" in records:
@@ -385,8 +389,7 @@ def _records(data: bytes, offset: int) -> dict[bytes, bytes]:
             raise _error(offset, f"the extended header gives {key[:40]!r} twice")
         records[key] = value
         at += length
-    # An empty value takes back what an earlier header said.
-    return {key: value for key, value in records.items() if value or key.startswith((_SCHILY_XATTR, _LIBARCHIVE_XATTR))}
+    return records
 
 
 def _xattrs(records: dict[bytes, bytes], offset: int) -> dict[bytes, bytes]:

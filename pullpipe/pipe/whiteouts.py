@@ -27,6 +27,7 @@ from pullpipe.pipe.directory import (
 )
 from pullpipe.pipe.tarstream import Entry
 
+_OPAQUE = b"trusted.overlay.opaque"
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -35,6 +36,7 @@ class OverlayTree(Tree):
 
     def __init__(self, root: int, below: int = NOTHING) -> None:
         super().__init__(root, below)
+        os.fchmod(root, 0o755)  # whatever the umask was when it was made
         self._opaque: set[Path] = set()
         self._emptied: set[Path] = set()  # opaque because an entry says so
         self._hiding: set[Path] = set()  # directories with whiteouts
@@ -42,13 +44,11 @@ class OverlayTree(Tree):
 
     def finish(self) -> None:
         for path in self._opaque:
-            self._drop_whiteouts(path)
+            if self._is_directory(path):  # and has not been replaced by a later entry
+                self._drop_whiteouts(path)
+                if path:  # overlayfs ignores the attribute on a layer's root: the stack is cut there instead
+                    self.trusted.append((path, _OPAQUE, b"y"))
         super().finish()
-
-    @property
-    def opaque(self) -> set[Path]:
-        """Those that are still directories at the end; the root is `opaque_root`'s matter."""
-        return {path for path in self._opaque if path and self._is_directory(path)}
 
     @property
     def hiding(self) -> set[Path]:
@@ -91,8 +91,7 @@ class OverlayTree(Tree):
 
     def _make_opaque(self, path: Path) -> None:
         self._opaque.add(path)
-        if not path:
-            self.opaque_root = True  # overlayfs ignores the attribute on a layer's root: the stack is cut instead
+        self.opaque_root = self.opaque_root or not path
 
     def _is_directory(self, path: Path) -> bool:
         try:
@@ -102,8 +101,6 @@ class OverlayTree(Tree):
 
     def _drop_whiteouts(self, path: Path) -> None:
         """Below an opaque directory there is nothing to hide, and a listing would show the device."""
-        if not self._is_directory(path):
-            return  # replaced by a later entry
         top = self._directory(path)
         for _, _, names, fd in os.fwalk(b".", dir_fd=top.fd):
             for name in names:
@@ -111,21 +108,24 @@ class OverlayTree(Tree):
                     os.unlink(name, dir_fd=fd)
 
 
-def mark_opaque(files: str, directories: Iterable[str]) -> None:
-    """Sets the attribute that takes more rights than the worker has, on directories below `files`. Raises `OSError`.
+def set_trusted(files: str, attributes: Iterable[tuple[str, str, bytes]]) -> None:
+    """Sets attributes that take more rights than the worker has: (path below `files`, name, value). Raises `OSError`.
 
-    What the worker says is not trusted: the way is walked name by name, through directories only.
+    What the worker says is not trusted: the way is walked name by name, through directories only, nothing is opened for
+    reading, and of overlayfs's attributes only the one that makes a directory opaque is set.
     """
-    for path in directories:
-        fd = os.open(files, _OPEN)
+    for path, name, value in attributes:
+        if not name.startswith("trusted.") or (name.startswith("trusted.overlay.") and name != _OPAQUE.decode()):
+            raise OSError(errno.EINVAL, f"an attribute that no layer gets: {name!r}")
+        fd = os.open(files, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            for name in path.split("/"):
-                if name in ("", ".", ".."):
-                    raise OSError(errno.EINVAL, f"no directory of a layer: {path!r}")
-                below = os.open(name, _OPEN, dir_fd=fd)
+            for part in path.split("/") if path else ():
+                if part in ("", ".", ".."):
+                    raise OSError(errno.EINVAL, f"no path of a layer: {path!r}")
+                below = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
                 os.close(fd)
                 fd = below
-            os.setxattr(fd, "trusted.overlay.opaque", b"y")
+            os.setxattr(f"/proc/self/fd/{fd}", name, value)
         finally:
             os.close(fd)
 

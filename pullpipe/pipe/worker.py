@@ -19,6 +19,7 @@ job locks itself in (`lock_in`).
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import queue
@@ -69,7 +70,7 @@ class Result(NamedTuple):
     entries: int
     whiteouts: int
     opaque_root: bool
-    opaque: list[str]  # directories to be marked so
+    trusted: list[tuple[str, str, str]]  # attributes for `whiteouts.set_trusted`; the values in base64
     implied: list[str]
     emptied: list[str]
     hiding: list[str]
@@ -187,7 +188,10 @@ def _result(tree: Tree, blob: str, diff: str) -> Result:
         entries=tree.entries,
         whiteouts=tree.whiteouts,
         opaque_root=tree.opaque_root,
-        opaque=_texts(tree.opaque),
+        trusted=[
+            (os.fsdecode(b"/".join(path)), os.fsdecode(name), base64.b64encode(value).decode())
+            for path, name, value in tree.trusted
+        ],
         unresolved=tree.unresolved,
         implied=_texts(tree.implied),
         emptied=_texts(tree.emptied),
