@@ -113,7 +113,7 @@ class Descriptor(NamedTuple):
         size = fields.get("size")
         if type(size) is not int or size < 0:
             raise InvalidDocument(f"{what}.size is {size!r}, not a number of bytes")
-        annotations = _expect(fields.get("annotations") or {}, dict, f"{what}.annotations")
+        annotations = _optional(fields, "annotations", dict, what) or {}
         return cls(
             media_type=_text(fields, "mediaType", what),
             digest=_digest(fields.get("digest"), f"{what}.digest"),
@@ -143,14 +143,18 @@ class Index(NamedTuple):
         Entries of unknown media types and attestations (platform unknown/unknown) are passed over. An index in the
         index counts when it names the platform, or none. Raises `NoSuchPlatform`.
         """
-        known = [entry for entry in self.manifests if entry.media_type in MANIFESTS | INDEXES]
+        known = [
+            entry
+            for entry in self.manifests
+            if entry.media_type in MANIFESTS | INDEXES and not (entry.platform and entry.platform.os == "unknown")
+        ]
         for entry in known:
             if entry.platform is not None and platform.accepts(entry.platform):
                 return entry
         unnamed = [entry for entry in known if entry.platform is None]
         if len(unnamed) == 1:
             return unnamed[0]
-        offered = sorted({str(e.platform) for e in known if e.platform and e.platform.os != "unknown"})
+        offered = sorted({str(entry.platform) for entry in known if entry.platform})
         there = f"it has {', '.join(offered)}; choose one with --platform" if offered else "it has none at all"
         raise NoSuchPlatform(f"{reference} has no image for {platform}: {there}")
 
@@ -172,12 +176,12 @@ class ImageConfig(NamedTuple):
         """Raises `InvalidDocument`, also when it does not have a diffID for each of the manifest's `layers`."""
         document = _load(data, "image config")
         rootfs = _expect(document.get("rootfs"), dict, "config.rootfs")
-        diff_ids = _expect(rootfs.get("diff_ids") or [], list, "config.rootfs.diff_ids")
+        diff_ids = _optional(rootfs, "diff_ids", list, "config.rootfs") or []
         if len(diff_ids) != layers:
             raise InvalidDocument(
                 f"the image is inconsistent: its manifest has {layers} layers and its config {len(diff_ids)}"
             )
-        settings = _expect(document.get("config") or {}, dict, "config.config")
+        settings = _optional(document, "config", dict, "config") or {}
         return cls(
             platform=Platform(
                 _text(document, "os", "config"),
@@ -256,6 +260,12 @@ def _expect(value: object, kind: type[_T], what: str) -> _T:
     return value
 
 
+def _optional(fields: dict[str, Any], name: str, kind: type[_T], what: str) -> _T | None:
+    """What may be left out, or be null, as Go's encoder writes it."""
+    value = fields.get(name)
+    return None if value is None else _expect(value, kind, f"{what}.{name}")
+
+
 def _text(fields: dict[str, Any], name: str, what: str, *, default: str | None = None) -> str:
     value = fields.get(name)
     if value is None and default is not None:
@@ -264,7 +274,7 @@ def _text(fields: dict[str, Any], name: str, what: str, *, default: str | None =
 
 
 def _texts(fields: dict[str, Any], name: str) -> tuple[str, ...]:
-    values = _expect(fields.get(name) or [], list, f"config.config.{name}")
+    values = _optional(fields, name, list, "config.config") or []
     return tuple(_expect(value, str, f"config.config.{name}") for value in values)
 
 

@@ -19,6 +19,7 @@ _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _REGISTRY = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{{1,5}})?")
+_IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _NAME_LIMIT = 255  # of the whole name, registry included
 
 
@@ -49,6 +50,8 @@ class Reference(NamedTuple):
         if not _REPOSITORY.fullmatch(repository):
             hint = "; names are lower case" if _REPOSITORY.fullmatch(repository.lower()) else ""
             raise InvalidReference(f"invalid image reference {text!r}: {repository!r} is no valid name{hint}")
+        if _IMAGE_ID.fullmatch(name):
+            raise InvalidReference(f"invalid image reference {text!r}: 64 hex digits are an image's id, not a name")
         if len(registry) + 1 + len(repository) > _NAME_LIMIT:
             raise InvalidReference(f"invalid image reference: the name is longer than {_NAME_LIMIT} characters")
         return cls(registry, repository, tag or (None if digest else "latest"), digest)

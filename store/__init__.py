@@ -21,7 +21,7 @@ variants/<algorithm>/<chainID>/    the same, for layers that could only be unpac
 stacks/<algorithm>/<chainID>/      fs/ and stack.json: which of those an image comes to
     containers/<id>/                   upper, work, config.json; `store.containers`
     staging/                           layers in the making; a crash leaves only garbage here
-    use.lock, index.lock, create.lock  `store.locks`
+    use.lock, index.lock, …            `store.locks`
     version                            the format's number
 
 What survives a crash, and why, stands in `store.durable`. Every error is a `StoreError` or an `OSError`.

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from store import durable
+from store import durable, locks
 from store.digest import Digest
 from store.errors import Corrupt, InUse, NotInStore
 from store.locks import Lock
@@ -60,6 +60,7 @@ class Containers:
 
     def __init__(self, root: str, *, durable: bool) -> None:
         self._directory = os.path.join(root, "containers")
+        self._lock = os.path.join(root, "containers.lock")
         self._durable = durable
 
     def __iter__(self) -> Iterator[Container]:
@@ -102,6 +103,12 @@ class Containers:
         target: str = "",
     ) -> Container:
         """A new container with empty directories. Raises `InUse` when the name is taken."""
+        with locks.held(self._lock):
+            return self._create(image, manifest, stack, command, name, target)
+
+    def _create(
+        self, image: str, manifest: Digest, stack: Digest, command: tuple[str, ...], name: str, target: str
+    ) -> Container:
         container_id = os.urandom(32).hex()
         name = name or f"c-{container_id[:8]}"
         if any(name == other.name for other in self):

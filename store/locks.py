@@ -1,8 +1,8 @@
 """Advisory locks between processes, by flock(2): the kernel frees a dead owner's lock, so none is ever stale.
 
-One rule keeps the store free of deadlocks: **nobody waits for a lock while holding one**, but for the two of the store
+One rule keeps the store free of deadlocks: **nobody waits for a lock while holding one**, but for those of the store
 as a whole, each held only for moments and taken in this order: `use.lock` (shared by whoever publishes an image or
-stacks one, exclusive for whoever removes layers), then `index.lock` (one small read and write).
+stacks one, exclusive for whoever removes layers), then `containers.lock` or `index.lock` (one small read and write).
 """
 
 from __future__ import annotations

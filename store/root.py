@@ -16,6 +16,7 @@ from store.layers import LayerInfo, StackInfo
 from store.trees import Staging, Trees, clean
 
 FORMAT = 1
+_FILES = ("oci-layout", "index.json", "version")
 _DIRECTORIES = (
     "blobs",
     "blobs/sha256",
@@ -75,7 +76,7 @@ class Store:
 
     def _create(self, version: str) -> None:
         os.makedirs(self.root, mode=0o700, exist_ok=True)
-        strange = set(os.listdir(self.root)) - {"lost+found", "create.lock"} - _own_names()
+        strange = [name for name in os.listdir(self.root) if not _is_ours(name)]
         if strange:
             raise UnusableRoot(
                 f"{self.root} is not a pullpipe store and not empty; name an empty or new directory with --root"
@@ -88,12 +89,8 @@ class Store:
         with locks.held(os.path.join(self.root, "create.lock")):
             for name in _DIRECTORIES:
                 os.makedirs(os.path.join(self.root, name), mode=0o700, exist_ok=True)
-            documents = {
-                "oci-layout": b'{"imageLayoutVersion": "1.0.0"}',
-                "index.json": index_document([]),
-                "version": b"%d\n" % FORMAT,
-            }
-            for name, data in documents.items():
+            contents = (b'{"imageLayoutVersion": "1.0.0"}', index_document([]), b"%d\n" % FORMAT)
+            for name, data in zip(_FILES, contents, strict=True):
                 if not os.path.exists(os.path.join(self.root, name)):
                     durable.write_file(os.path.join(self.root, name), data, durable=self._durable)
 
@@ -132,6 +129,7 @@ class Store:
                 durable.sync_directory(directory)
 
 
-def _own_names() -> set[str]:
-    """What a creation that was interrupted may have left."""
-    return {name for name in _DIRECTORIES if "/" not in name} | {"oci-layout", "index.json"}
+def _is_ours(name: str) -> bool:
+    """Whether a creation that was interrupted, or that another process is at, may have left this; `NAME.PID.tmp` too."""
+    name = name.removesuffix(".tmp").rstrip("0123456789").removesuffix(".") if name.endswith(".tmp") else name
+    return name in {*_DIRECTORIES, *_FILES, "lost+found"} or name.endswith(".lock")

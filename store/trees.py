@@ -29,6 +29,7 @@ class Info(Protocol):
 
 _I = TypeVar("_I", bound=Info)
 _numbers = itertools.count()
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Trees(Generic[_I]):
@@ -159,8 +160,37 @@ def clean(root: str) -> None:
 
 
 def remove_tree(path: str) -> None:
-    """Removes the directory at `path` with all that is in it, following no symlink; nothing there is fine."""
-    if os.path.lexists(path):
-        import shutil  # here, for it takes 2 ms that commands which remove nothing should not pay
+    """Removes the directory at `path` with all that is in it, following no symlink; nothing there is fine.
 
-        shutil.rmtree(path)
+    However deep it is: a container may nest directories deeper than a path can name or a program recurse. So a
+    directory's subdirectories are moved up to the top before it goes.
+    """
+    try:
+        top = os.open(path, _DIRECTORY)
+    except FileNotFoundError:
+        return
+    try:
+        while names := _remove_files(top):
+            for name in names:
+                below = os.open(name, _DIRECTORY, dir_fd=top)
+                try:
+                    for deeper in _remove_files(below):
+                        os.rename(deeper, f".moved.{next(_numbers)}", src_dir_fd=below, dst_dir_fd=top)
+                finally:
+                    os.close(below)
+                os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
+    os.rmdir(path)
+
+
+def _remove_files(directory: int) -> list[str]:
+    """Removes all but directories from an open directory, and returns the names of those."""
+    left = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                left.append(entry.name)
+            else:
+                os.unlink(entry.name, dir_fd=directory)
+    return left

@@ -51,6 +51,9 @@ class Oracle:
         """Applies one layer's entries in this order; hard links whose targets come later wait for the end."""
         self._number += 1
         late = [entry for entry in entries if not self._apply(entry)]
+        # The last of several entries of one name wins, also over a link that had to wait.
+        last = {_path(entry): entry for entry in entries}
+        late = [entry for entry in late if last[_path(entry)] is entry]
         for entry in late:
             if not self._apply(entry):
                 raise Unresolved(entry)
@@ -199,6 +202,10 @@ def _whiteouts_first(entries: Sequence[Entry]) -> list[Entry]:
 
 def _backwards(entries: Sequence[Entry]) -> list[Entry]:
     return list(reversed(entries))
+
+
+def _path(entry: Entry) -> tuple[bytes, ...]:
+    return tuple(_parts(entry.path))
 
 
 def _parts(path: str | bytes) -> list[bytes]:

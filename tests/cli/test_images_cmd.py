@@ -1,0 +1,62 @@
+"""`pullpipe images`."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.rig import answer, digest_of, file_layer, layers_of, layout_of, ok
+from tests.conftest import Cli, require
+from tests.support.images import HOST_PLATFORM, Image
+
+
+@pytest.mark.needs_root
+def test_json(cli: Cli, image: str, layout: Path) -> None:
+    """The documented fields; the size is that of the compressed layers, in bytes."""
+    assert answer(cli, "images", "--format", "json") == [
+        {
+            "reference": image,
+            "digest": digest_of(layout),
+            "platform": HOST_PLATFORM,
+            "layers": 2,
+            "size": sum(layer["size"] for layer in layers_of(layout)),
+            "created": "",
+        }
+    ]
+
+
+@pytest.mark.needs_root
+def test_table(cli: Cli, image: str, layout: Path) -> None:
+    """A row begins with the whole reference, ready to be pasted."""
+    header, row = ok(cli, "images").splitlines()
+    assert header.split() == ["IMAGE", "DIGEST", "PLATFORM", "LAYERS", "SIZE", "CREATED"]
+    assert row.split()[:4] == [image, digest_of(layout).partition(":")[2][:12], HOST_PLATFORM, "2"]
+    assert row.index(row.split()[1]) == header.index("DIGEST")
+
+
+@pytest.mark.needs_root
+def test_many(cli: Cli, tmp_path: Path) -> None:
+    """In the order of their names, a platform with its variant in full."""
+    layer = file_layer("a")
+    arm = layout_of(tmp_path / "arm", image=Image([layer], platform="linux/arm/v7"))
+    ok(cli, "load", "-q", "--platform", HOST_PLATFORM, "-t", "z:1", layout_of(tmp_path / "z", layer))
+    ok(cli, "load", "-q", "--platform", "linux/arm/v7", "-t", "m:1", arm)
+    listed = answer(cli, "images", "--format", "json")
+    assert [image["reference"] for image in listed] == ["docker.io/library/m:1", "docker.io/library/z:1"]
+    assert [image["platform"] for image in listed] == ["linux/arm/v7", HOST_PLATFORM]
+
+
+def test_none(cli: Cli) -> None:
+    """Without root too: an empty store has an empty listing."""
+    assert ok(cli, "images").split() == ["IMAGE", "DIGEST", "PLATFORM", "LAYERS", "SIZE", "CREATED"]
+    assert answer(cli, "images", "--format", "json") == []
+
+
+@pytest.mark.needs_root
+def test_an_image_of_another_program(cli: Cli, image: str, layout: Path, store_root: Path) -> None:
+    """What skopeo copies into the layout is not listed, and does not get in the way."""
+    copy = [require("skopeo"), "copy", "-q", "--insecure-policy", f"oci:{layout}:image", f"oci:{store_root}:theirs"]
+    subprocess.run(copy, check=True)
+    assert [one["reference"] for one in answer(cli, "images", "--format", "json")] == [image]

@@ -1,0 +1,180 @@
+"""Image records: index.json as we and as other programs use it."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from store import Corrupt, Digest, NotInStore, Store
+from tests.conftest import require
+from tests.store.rig import at_once, image_record, killed_at_every_step
+
+A, B = image_record("example.org/a:1"), image_record("example.org/b:1", variant="v7")
+
+
+def index(store: Store) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(Path(store.root, "index.json").read_text())
+    return document
+
+
+def foreign(**fields: object) -> dict[str, Any]:
+    """An entry as another program writes it."""
+    digest = str(Digest.of(b"foreign"))
+    return {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": 7, **fields}
+
+
+def add_foreign(store: Store, entry: dict[str, Any]) -> None:
+    document = index(store)
+    document["manifests"].append(entry)
+    Path(store.root, "index.json").write_text(json.dumps(document))
+
+
+def test_put_and_get(store: Store) -> None:
+    """All its fields come back, in this process and the next."""
+    store.images.put(A)
+    store.images.put(B)
+    for images in (store.images, Store(store.root).images):
+        assert images.get(A.reference) == A
+        assert images.get(B.reference) == B
+        assert images.get("example.org/a") is None
+        assert list(images) == [A, B]
+
+
+def test_put_replaces_the_same_reference(store: Store) -> None:
+    """A tag that moved."""
+    store.images.put(A)
+    moved = image_record(A.reference, Digest.of(b"new"))
+    store.images.put(moved)
+    assert list(store.images) == [moved]
+
+
+def test_the_text_does_not_depend_on_the_order(store: Store) -> None:
+    """Two stores with the same images have the same index.json."""
+    texts = []
+    for order in ((A, B), (B, A)):
+        for record in order:
+            store.images.put(record)
+        texts.append(Path(store.root, "index.json").read_bytes())
+        for record in order:
+            store.images.remove(record.reference)
+    assert texts[0] == texts[1]
+
+
+def test_is_what_the_spec_says(store: Store) -> None:
+    """image-layout.md: a descriptor, with the platform, and the reference as its ref.name annotation."""
+    store.images.put(B)
+    [entry] = index(store)["manifests"]
+    assert entry["annotations"]["org.opencontainers.image.ref.name"] == B.reference
+    assert entry["platform"] == {"os": "linux", "architecture": "arm", "variant": "v7"}
+    assert (entry["mediaType"], entry["digest"], entry["size"]) == (B.media_type, str(B.manifest), B.size)
+    assert stat.S_IMODE(Path(store.root, "index.json").stat().st_mode) == 0o600
+
+
+def test_remove(store: Store) -> None:
+    store.images.put(A)
+    store.images.put(B)
+    store.images.remove(A.reference)
+    assert list(store.images) == [B]
+    with pytest.raises(NotInStore, match=A.reference):
+        store.images.remove(A.reference)
+    assert list(store.images) == [B]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        foreign(),
+        foreign(annotations={}),
+        foreign(annotations={"org.opencontainers.image.ref.name": "theirs"}, urls=["https://example.org"]),
+        foreign(platform={"os": "linux"}, annotations={"theirs": "1"}),
+    ],
+)
+def test_entries_of_other_programs_are_kept(store: Store, entry: dict[str, Any]) -> None:
+    """`skopeo copy … oci:ROOT:theirs` is not ours to list, and not ours to lose."""
+    store.images.put(A)
+    add_foreign(store, entry)
+    assert list(store.images) == [A]
+    store.images.put(B)
+    store.images.remove(A.reference)
+    assert list(store.images) == [B]
+    assert entry in index(store)["manifests"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"manifests": null}',
+        b'{"manifests": ["x"]}',
+        b'{"manifests": [{"annotations": {"dev.pullpipe.resolved": "x"}}]}',
+    ],
+)
+def test_damaged(store: Store, content: bytes) -> None:
+    """One error for all, from each operation; nothing is written over it."""
+    path = Path(store.root, "index.json")
+    path.write_bytes(content)
+    with pytest.raises(Corrupt, match="damaged"):
+        store.images.get(A.reference)
+    with pytest.raises(Corrupt, match="damaged"):
+        store.images.put(A)
+    with pytest.raises(Corrupt, match="damaged"):
+        store.images.remove(A.reference)
+    assert path.read_bytes() == content
+
+
+def test_many_at_once(store: Store, store_root: Path) -> None:
+    """Processes that record images at the same moment lose none of each other's."""
+    program = 'for n in range(10):\n    store.images.put(image_record(f"example.org/{number}:{n}"))'
+    assert [done.stderr for done in at_once(program, store_root, 6)] == [""] * 6
+    found = {record.reference for record in store.images}
+    assert found == {f"example.org/{number}:{n}" for number in range(6) for n in range(10)}
+
+
+@pytest.mark.parametrize("change", ["put(image_record('example.org/b:1', variant='v7'))", "remove('example.org/a:1')"])
+def test_killed_at_any_step(store: Store, store_root: Path, change: str) -> None:
+    """A reader sees the old records or the new ones, and the next change goes through."""
+    store.images.put(A)
+    old, seen = Path(store_root, "index.json").read_bytes(), set()
+    for _ in killed_at_every_step(f"store = Store(ROOT)\nstore.images.{change}", store_root):
+        seen.add(tuple(store.images))
+        store.images.put(A)
+        for record in list(store.images):
+            if record != A:
+                store.images.remove(record.reference)
+        assert Path(store_root, "index.json").read_bytes() == old
+    new = tuple(store.images)
+    assert seen <= {(A,), new}
+    assert new == ((A, B) if change.startswith("put") else ())
+
+
+def test_a_reader_never_sees_half(store: Store, store_root: Path) -> None:
+    """Readers take no lock: while others write, each look finds a whole document."""
+    program = """
+if number % 2:
+    for n in range(60):
+        store.images.put(image_record(f"example.org/{number}:{n}"))
+else:
+    seen = 0
+    for n in range(300):
+        before, seen = seen, len(list(store.images))
+        assert seen >= before
+"""
+    assert [done.stderr for done in at_once(program, store_root, 4)] == [""] * 4
+    assert len(list(store.images)) == 120
+
+
+@pytest.mark.parametrize("reference", ["example.org/a:1", "127.0.0.1:5000/b@sha256:" + "a" * 64])
+def test_umoci_lists_the_references(store: Store, reference: str) -> None:
+    """Other programs find the images by their names, digests in them included."""
+    require("umoci")
+    store.images.put(image_record(reference))
+    done = subprocess.run(["umoci", "ls", "--layout", store.root], capture_output=True, text=True)
+    assert (done.stdout.split(), done.returncode) == ([reference], 0), done.stderr

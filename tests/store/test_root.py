@@ -1,0 +1,242 @@
+"""The store as a whole: how it is made, whom it refuses, in which order a pull becomes visible."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from store import Digest, Store, UnusableRoot
+from store.locks import Lock
+from store.trees import clean
+from tests.store.rig import PROJECT, everything, image_record, killed_at_every_step, put_blob, put_layer
+
+
+def test_imports_nothing_of_pullpipe_and_no_network() -> None:
+    """`store` is for others too: it stands alone, and is quick to load."""
+    program = "import sys, store\nprint(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"pullpipe", "aiohttp", "asyncio", "ssl", "socket", "hashlib"}
+
+
+def test_everything_is_its_owners_alone(store_root: Path) -> None:
+    """Mode 0700, whatever the umask: layers hold setuid programs that are nobody else's to run."""
+    before = os.umask(0)
+    try:
+        Store(str(store_root))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(store_root.stat().st_mode) == 0o700
+    for path in store_root.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_an_empty_directory_becomes_a_store(store_root: Path) -> None:
+    """Also the empty root of a file system of its own."""
+    store_root.mkdir(mode=0o755)
+    (store_root / "lost+found").mkdir()
+    Store(str(store_root))
+    assert stat.S_IMODE(store_root.stat().st_mode) == 0o700
+
+
+def test_is_an_oci_layout_from_the_start(store: Store) -> None:
+    root = Path(store.root)
+    assert json.loads((root / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
+    index = json.loads((root / "index.json").read_text())
+    assert (index["schemaVersion"], index["manifests"]) == (2, [])
+    assert (root / "blobs" / "sha256").is_dir()
+
+
+def test_opening_changes_nothing(store: Store) -> None:
+    """Blobs, layers and records are there for the next process."""
+    blob, layer = put_blob(store, b"data"), put_layer(store, "name")
+    store.images.put(image_record("example.org/a:1"))
+    before = everything(Path(store.root))
+    again = Store(store.root)
+    assert everything(Path(store.root)) == before
+    assert (blob in again.blobs, layer in again.layers) == (True, True)
+    assert again.images.get("example.org/a:1") == image_record("example.org/a:1")
+
+
+def test_a_relative_root_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store("here")
+    monkeypatch.chdir("/")
+    digest = put_blob(store, b"data")
+    assert (tmp_path / "here" / "blobs" / "sha256" / digest.hex).read_bytes() == b"data"
+
+
+def test_a_newer_format_is_refused(store: Store) -> None:
+    """The message tells both numbers, and the store is left alone."""
+    Path(store.root, "version").write_text("7\n")
+    with pytest.raises(UnusableRoot, match=r"format 7.*up to 1.*newer"):
+        Store(store.root)
+    assert Path(store.root, "version").read_text() == "7\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"one\n", b"-1\n", b"1.5\n", b"\xff\n"])
+def test_a_damaged_version_is_refused(store: Store, content: bytes) -> None:
+    Path(store.root, "version").write_bytes(content)
+    with pytest.raises(UnusableRoot, match="damaged"):
+        Store(store.root)
+
+
+def test_a_foreign_directory_is_refused_and_untouched(tmp_path: Path) -> None:
+    """Somebody's home, say: nothing is made in it and its mode stays."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "letter").write_text("dear")
+    with pytest.raises(UnusableRoot, match="not empty"):
+        Store(str(tmp_path))
+    assert everything(tmp_path) == ["letter"]
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_file_is_refused(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises((UnusableRoot, NotADirectoryError)):
+        Store(str(tmp_path / "file" / below))
+
+
+@pytest.mark.needs_root
+def test_another_users_store_is_refused(store: Store) -> None:
+    """Its owner could change it under us, and what root writes there would lock its owner out."""
+    os.chown(store.root, 12345, 12345)
+    with pytest.raises(UnusableRoot, match="12345"):
+        Store(store.root)
+
+
+def test_a_killed_creation_is_completed(store_root: Path) -> None:
+    """At whatever step it was killed, the next process makes of it a store that works."""
+    for steps in killed_at_every_step("store = Store(ROOT)", store_root):
+        store = Store(str(store_root), durable=False)
+        assert put_blob(store, b"data") in store.blobs, steps
+        assert list(store.images) == [], steps
+        subprocess.run(["rm", "-r", store_root], check=True)
+
+
+def test_two_processes_make_one_store(tmp_path: Path) -> None:
+    """One makes it between the other's finding none and its making it: both have the same store."""
+    program = """
+import sys
+from store import Store
+first = True
+def other(event, arguments):
+    global first
+    if event == "os.mkdir" and first:
+        first = False
+        Store(sys.argv[1]).images
+sys.addaudithook(other)
+Store(sys.argv[1])
+"""
+    root = tmp_path / "root"
+    done = subprocess.run([sys.executable, "-c", program, str(root)], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(Store(str(root)).images) == []
+
+
+class TestPublish:
+    def test_visible_only_then(self, store: Store) -> None:
+        """Neither by name nor in a listing, however complete it is."""
+        blob = b"data"
+        digest, diff_id = Digest.of(blob), Digest.of(b"tree")
+        staging = store.layers.stage(diff_id)
+        with store.blobs.ingest(digest, len(blob)) as ingest:
+            os.write(ingest.fileno(), blob)
+            assert digest not in store.blobs
+            assert diff_id not in store.layers
+            assert [*store.blobs, *store.layers] == []
+            store.publish([ingest], [staging])
+        assert list(store.blobs) == [digest]
+        assert list(store.layers) == [diff_id]
+        assert store.blobs.read(digest) == blob
+
+    def test_nothing_to_publish(self, store: Store) -> None:
+        before = everything(Path(store.root))
+        store.publish([], [])
+        assert everything(Path(store.root)) == before
+
+    @pytest.mark.parametrize("durable", [True, False])
+    def test_flushes_first_if_durable(self, store_root: Path, durable: bool) -> None:
+        """One flush of the file system before the first name appears, the directory's after; or none of it."""
+        program = """
+import ctypes, sys
+from store import Store
+from tests.store.rig import put_layer
+store, seen = Store(sys.argv[1], durable=sys.argv[2] == "True"), []
+def hook(event, arguments):
+    if event == "ctypes.dlsym" and arguments[1] == "syncfs":
+        seen.append("flush")
+    elif event == "os.rename" and "/layers/" in arguments[1]:
+        seen.append("rename")
+    elif event == "open" and str(arguments[0]).endswith("/layers/sha256"):
+        seen.append("directory")
+sys.addaudithook(hook)
+put_layer(store, "x")
+print(*seen)
+"""
+        command = [sys.executable, "-c", program, str(store_root), str(durable)]
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == ("flush rename directory" if durable else "rename")
+
+    def test_killed_at_any_step(self, store_root: Path) -> None:
+        """What is visible is whole, no record names what is missing, and the next attempt succeeds."""
+        program = """
+store = Store(ROOT)
+put_blob(store, b"data")
+put_layer(store, "name")
+with store.shared():
+    store.images.put(image_record("example.org/a:1"))
+"""
+        Store(str(store_root))
+        for steps in killed_at_every_step(program, store_root):
+            store = Store(str(store_root), durable=False)
+            for digest in store.blobs:
+                store.blobs.read(digest)
+            for diff_id in store.layers:
+                assert store.layers.info(diff_id).diff_id == diff_id, steps
+                assert Path(store.layers.files(diff_id), "name", "name").read_text() == "name", steps
+            if store.images.get("example.org/a:1"):
+                assert (len(list(store.blobs)), len(list(store.layers))) == (1, 1), steps
+            clean(store.root)
+            assert everything(store_root / "staging") == [], steps
+            put_blob(store, b"data")
+            if not list(store.layers):
+                put_layer(store, "name")
+            subprocess.run(["rm", "-r", store_root], check=True)
+            Store(str(store_root), durable=False)
+
+
+class TestUse:
+    def test_many_rely_on_it(self, store: Store) -> None:
+        """Sharing hinders nobody but whoever wants to remove."""
+        remover = Lock(os.path.join(store.root, "use.lock"))
+        with store.shared(), store.shared():
+            assert not remover.try_acquire()
+        with store.exclusive():
+            assert not remover.try_acquire(shared=True)
+        assert remover.try_acquire()
+        remover.release()
+
+    def test_removal_waits(self, store: Store) -> None:
+        """`exclusive` begins when the last who relied on the store has ended."""
+        order = []
+
+        def remove() -> None:
+            with store.exclusive():
+                order.append("removed")
+
+        remover = threading.Thread(target=remove)
+        with store.shared():
+            remover.start()
+            while "-> FLOCK" not in Path("/proc/locks").read_text():
+                assert remover.is_alive()
+            order.append("used")
+        remover.join(timeout=10)
+        assert order == ["used", "removed"]
