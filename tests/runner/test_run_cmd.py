@@ -730,6 +730,15 @@ def test_signals_reach_the_command(number: signal.Signals, shell_root: Path) -> 
         assert run.returncode == 9
 
 
+def test_no_signal_is_late(shell_root: Path) -> None:
+    """A signal may come at any moment, also when the runner goes to sleep: it is passed on at once."""
+    with started(shell_root, "--rm", "test", "sh", "-c", "trap 'echo heard' USR1; echo up; while :; do :; done") as run:
+        assert line(run) == "up"
+        for _ in range(1000):
+            run.send_signal(signal.SIGUSR1)
+            assert line(run) == "heard"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_command_without_handler_ends(number: signal.Signals, image: None, store_root: Path, cli: Cli) -> None:
     """Though the kernel spares the first process of a namespace: 128+N, at once, and without a container left."""

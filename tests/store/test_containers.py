@@ -132,6 +132,7 @@ def test_running(store: Store) -> None:
 
 def test_remove_takes_all_of_it(store: Store, tmp_path: Path) -> None:
     """What it wrote too, and nothing that its links point to."""
+    store.containers.remove(create(store))
     before = everything(Path(store.root))
     container = create(store)
     upper = Path(store.containers.path(container), "upper")
