@@ -78,9 +78,27 @@ def collect(store: Store) -> Swept:
         marks.blobs.update({image.manifest.config.digest, *(layer.digest for layer in image.manifest.layers)})
         marks.layers.update(image.config.diff_ids)
         marks.stacks.add(image.chain_id)
+    for digest in store.images.foreign():
+        _mark_documents(store, digest, marks.blobs)
     for chain_id in marks.stacks:
         if chain_id in store.stacks:
             info = store.stacks.info(chain_id)
             marks.layers.update(info.layers)
             marks.variants.update(info.variants)
     return sweep(store, marks)
+
+
+def _mark_documents(store: Store, digest: Digest, blobs: set[Digest]) -> None:
+    """Another program's manifest or index, and all blobs that it leads to."""
+    if digest in blobs or digest not in store.blobs:
+        return
+    blobs.add(digest)
+    try:
+        parsed = parse_document(store.blobs.read(digest))
+    except (InvalidDocument, StoreError):
+        return  # of a kind that we do not know
+    if isinstance(parsed, Index):
+        for entry in parsed.manifests:
+            _mark_documents(store, entry.digest, blobs)
+    else:
+        blobs.update({parsed.config.digest, *(layer.digest for layer in parsed.layers)})

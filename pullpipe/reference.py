@@ -50,7 +50,7 @@ class Reference(NamedTuple):
         if not _REPOSITORY.fullmatch(repository):
             hint = "; names are lower case" if _REPOSITORY.fullmatch(repository.lower()) else ""
             raise InvalidReference(f"invalid image reference {text!r}: {repository!r} is no valid name{hint}")
-        if _IMAGE_ID.fullmatch(name):
+        if _IMAGE_ID.fullmatch(text):
             raise InvalidReference(f"invalid image reference {text!r}: 64 hex digits are an image's id, not a name")
         if len(registry) + 1 + len(repository) > _NAME_LIMIT:
             raise InvalidReference(f"invalid image reference: the name is longer than {_NAME_LIMIT} characters")

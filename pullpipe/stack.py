@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ class Stack(NamedTuple):
     lower: tuple[str, ...]  # directories, the topmost first; at least one
     upper: str
     work: str
+    source: str  # what /proc/mounts calls it
 
 
 def build(store: Store, container: Container) -> Stack:
@@ -37,29 +39,49 @@ def build(store: Store, container: Container) -> Stack:
         os.chown(upper, root.st_uid, root.st_gid)
         os.chmod(upper, root.st_mode & 0o7777)
         os.utime(upper, ns=(root.st_mtime_ns, root.st_mtime_ns))
-    return Stack(tuple(lower) or (directories,), upper, os.path.join(own, "work"))
+    return Stack(tuple(lower) or (directories,), upper, os.path.join(own, "work"), source(container))
+
+
+def source(container: Container) -> str:
+    """What /proc/mounts calls the container's stack."""
+    return f"pullpipe-{container.short_id}"
+
+
+def is_mounted(container: Container) -> bool:
+    """Whether the container's stack is what is seen at its target."""
+    seen = ""
+    with open("/proc/self/mounts", "rb") as file:
+        for line in file:
+            mount_source, place, _ = line.split(b" ", 2)
+            if re.sub(rb"\\([0-7]{3})", lambda match: bytes((int(match[1], 8),)), place) == os.fsencode(
+                container.target
+            ):
+                seen = mount_source.decode(errors="replace")  # the last one lies on top
+    return bool(container.target) and seen == source(container)
 
 
 def mount(stack: Stack, target: str, *, flags: int = 0) -> None:
     """Mounts the stack at `target`, writable through its upper directory. Raises `KernelRefused`."""
-    _mount(stack.lower, target, flags, f",upperdir={_escape(stack.upper)},workdir={_escape(stack.work)}")
+    options = f",upperdir={_escape(stack.upper)},workdir={_escape(stack.work)}"
+    _mount(stack.lower, target, stack.source, flags, options)
 
 
 def mount_read_only(stack: Stack, target: str) -> None:
     """Mounts the stack at `target`; the upper directory is its topmost lower one. Raises `KernelRefused`."""
-    mount_layers(stack.lower if len(stack.lower) >= _LIMIT else (stack.upper, *stack.lower), target)
+    lower = stack.lower if len(stack.lower) >= _LIMIT else (stack.upper, *stack.lower)
+    mount_layers(lower, target, stack.source)
 
 
-def mount_layers(lower: Sequence[str], target: str) -> None:
+def mount_layers(lower: Sequence[str], target: str, source: str = "pullpipe") -> None:
     """Mounts directories, the topmost first, at `target`, read-only. Raises `KernelRefused`."""
     if len(lower) == 1:  # overlayfs wants two; a directory stacked on an empty one of its own is itself
         linux.mount(lower[0], target, "", linux.MS_BIND)
         linux.mount("", target, "", linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY)
     else:
-        _mount(lower, target, linux.MS_RDONLY, "")
+        _mount(lower, target, source, linux.MS_RDONLY, "")
 
 
-def _mount(lower: Sequence[str], target: str, flags: int, options: str) -> None:
+def _mount(lower: Sequence[str], target: str, source: str, flags: int, options: str) -> None:
     """One page of options holds about 40 absolute paths, and these 500: as numbers of open directories."""
     if len(lower) > _LIMIT:
         raise KernelRefused(f"{len(lower)} layers are to be stacked, and overlayfs takes {_LIMIT} at most")
@@ -70,7 +92,7 @@ def _mount(lower: Sequence[str], target: str, flags: int, options: str) -> None:
             descriptors.append(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         os.chdir("/proc/self/fd")
         names = ":".join(map(str, descriptors))
-        linux.mount("overlay", os.path.abspath(target), "overlay", flags, f"lowerdir={names}{options}")
+        linux.mount(source, os.path.abspath(target), "overlay", flags, f"lowerdir={names}{options}")
     except KernelRefused as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno == errno.ENODEV:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from store.digest import Digest
 from store.errors import Corrupt, InUse, InvalidDigest, NotInStore
-from store.locks import is_at
+from store.locks import Lock, is_at
 
 
 class Blobs:
@@ -66,6 +66,14 @@ class Blobs:
             return 0
         os.unlink(self.path(digest))
         return size
+
+    def clean(self) -> None:
+        """Removes the documents of processes that were killed; partial blobs stay, for the next pull to continue."""
+        for name in os.listdir(self._ingest):
+            if "." in name:
+                lock = Lock(os.path.join(self._ingest, name))
+                if lock.try_acquire():
+                    lock.release(remove=True)
 
     def ingest(self, digest: Digest, size: int) -> Ingest:
         """Opens the partial blob, or a new one, and locks it.

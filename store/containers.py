@@ -115,7 +115,8 @@ class Containers:
             raise InUse(f"the container name {name!r} is taken; choose another, or `pullpipe rm {name}` first")
         container = Container(container_id, name, image, manifest, stack, command, time.time(), target)
         for directory in ("", "upper", "work", "rootfs"):
-            os.mkdir(os.path.join(self.path(container), directory), 0o755 if directory == "upper" else 0o700)
+            os.mkdir(os.path.join(self.path(container), directory), 0o700)
+        os.chmod(os.path.join(self.path(container), "upper"), 0o755)  # it stands for the root
         self.update(container)
         return container
 
@@ -141,12 +142,23 @@ class Containers:
         return not free
 
     def discard(self, container_id: str) -> bool:
-        """Removes a container whose record is damaged, by its whole id; says whether there was one."""
+        """Removes a container whose record is damaged, by its whole id; says whether there was one that did not run."""
         path = os.path.join(self._directory, container_id)
-        if "/" in container_id or not container_id.isalnum() or not os.path.isdir(path):
+        if not container_id.isalnum() or not os.path.isdir(path):
+            return False
+        lock = Lock(os.path.join(path, "lock"))
+        if not lock.try_acquire():
             return False
         remove_tree(path)
+        lock.release()
         return True
+
+    def clean(self) -> None:
+        """Removes what a process left that was killed while it made or removed a container."""
+        with locks.held(self._lock):
+            for container_id in os.listdir(self._directory):
+                if not os.path.exists(os.path.join(self._directory, container_id, "config.json")):
+                    self.discard(container_id)
 
     def remove(self, container: Container) -> None:
         """Removes the record first, then the files. Raises `InUse` when it runs."""

@@ -67,7 +67,11 @@ class Images:
         self._durable = durable
 
     def __iter__(self) -> Iterator[ImageRecord]:
-        return (ImageRecord._from_descriptor(entry) for entry in self._read() if _is_record(entry))
+        return (ImageRecord._from_descriptor(entry) for entry in self._read()["manifests"] if _is_record(entry))
+
+    def foreign(self) -> list[Digest]:
+        """The digests that other programs' entries name: theirs to remove, and not ours to break."""
+        return [Digest.parse(entry["digest"]) for entry in self._read()["manifests"] if not _is_record(entry)]
 
     def get(self, reference: str) -> ImageRecord | None:
         """The record of this reference, written in full."""
@@ -76,47 +80,51 @@ class Images:
     def put(self, record: ImageRecord) -> None:
         """Adds the record, in place of one with the same reference."""
         with locks.held(self._lock):
-            entries = [entry for entry in self._read() if _reference(entry) != record.reference]
-            self._write([*entries, record._descriptor()])
+            index = self._read()
+            entries = [entry for entry in index["manifests"] if _reference(entry) != record.reference]
+            self._write(index, [*entries, record._descriptor()])
 
     def remove(self, reference: str) -> None:
         """Raises `NotInStore`."""
         with locks.held(self._lock):
-            entries = self._read()
-            kept = [entry for entry in entries if _reference(entry) != reference]
+            index = self._read()
+            entries = index["manifests"]
+            kept = [entry for entry in entries if not _is_record(entry) or _reference(entry) != reference]
             if len(kept) == len(entries):
                 raise NotInStore(f"no image {reference} in the store; `pullpipe images` lists them")
-            self._write(kept)
+            self._write(index, kept)
 
-    def _read(self) -> list[dict[str, Any]]:
+    def _read(self) -> dict[str, Any]:
+        """The whole document, each entry of it checked."""
         try:
             with open(self._path, "rb") as file:
-                entries = json.load(file)["manifests"]
-            for entry in filter(_is_record, entries):
-                ImageRecord._from_descriptor(entry)
+                index: dict[str, Any] = json.load(file)
+            for entry in index["manifests"]:
+                Digest.parse(entry["digest"])
+                if _is_record(entry):
+                    ImageRecord._from_descriptor(entry)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Corrupt(f"{self._path} is damaged ({error}); restore it, or remove it and pull again") from error
         else:
-            return list(entries)
+            return index
 
-    def _write(self, entries: list[dict[str, Any]]) -> None:
-        durable.write_file(self._path, index_document(entries), durable=self._durable)
+    def _write(self, index: dict[str, Any], entries: list[dict[str, Any]]) -> None:
+        """Sorted by reference, so that the text does not depend on the order of the pulls."""
+        index = {**index, "manifests": sorted(entries, key=_reference)}
+        durable.write_file(self._path, json.dumps(index, indent=1).encode(), durable=self._durable)
+
+
+EMPTY_INDEX = b"""{
+ "schemaVersion": 2,
+ "mediaType": "application/vnd.oci.image.index.v1+json",
+ "manifests": []
+}"""
 
 
 def _reference(entry: dict[str, Any]) -> str:
-    return str(entry.get("annotations", {}).get(_REF_NAME, ""))
+    return str((entry.get("annotations") or {}).get(_REF_NAME, ""))
 
 
 def _is_record(entry: dict[str, Any]) -> bool:
     """Whether a pull wrote this entry; one that another program added to the layout is kept, and not ours to read."""
-    return _RESOLVED in entry.get("annotations", {})
-
-
-def index_document(entries: list[dict[str, Any]]) -> bytes:
-    """The text of `index.json`, sorted by reference so that it does not depend on the order of the pulls."""
-    document = {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": sorted(entries, key=_reference),
-    }
-    return json.dumps(document, indent=1).encode()
+    return _RESOLVED in (entry.get("annotations") or {})

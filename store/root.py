@@ -11,7 +11,7 @@ from store import durable, locks
 from store.blobs import Blobs, Ingest
 from store.containers import Containers
 from store.errors import UnusableRoot
-from store.images import Images, index_document
+from store.images import EMPTY_INDEX, Images
 from store.layers import LayerInfo, StackInfo
 from store.trees import Staging, Trees, clean
 
@@ -89,7 +89,7 @@ class Store:
         with locks.held(os.path.join(self.root, "create.lock")):
             for name in _DIRECTORIES:
                 os.makedirs(os.path.join(self.root, name), mode=0o700, exist_ok=True)
-            contents = (b'{"imageLayoutVersion": "1.0.0"}', index_document([]), b"%d\n" % FORMAT)
+            contents = (b'{"imageLayoutVersion": "1.0.0"}', EMPTY_INDEX, b"%d\n" % FORMAT)
             for name, data in zip(_FILES, contents, strict=True):
                 if not os.path.exists(os.path.join(self.root, name)):
                     durable.write_file(os.path.join(self.root, name), data, durable=self._durable)
@@ -109,6 +109,8 @@ class Store:
     def clean(self) -> None:
         """Removes what a crash or kill left half made."""
         clean(self.root)
+        self.blobs.clean()
+        self.containers.clean()
 
     def publish(self, blobs: Sequence[Ingest], trees: Sequence[Staging[Any]]) -> None:
         """Makes proven blobs and trees visible, in this order.
@@ -130,6 +132,6 @@ class Store:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a creation that was interrupted, or that another process is at, may have left this; `NAME.PID.tmp` too."""
+    """Whether a creation that was interrupted, or that another process is at, may have made this."""
     name = name.removesuffix(".tmp").rstrip("0123456789").removesuffix(".") if name.endswith(".tmp") else name
     return name in {*_DIRECTORIES, *_FILES, "lost+found"} or name.endswith(".lock")

@@ -119,7 +119,8 @@ class Staging(Generic[_I]):
         self._document = document
         self._lock = lock
         os.mkdir(path, 0o700)
-        os.mkdir(self.files, 0o755)
+        os.mkdir(self.files)
+        os.chmod(self.files, 0o755)  # whatever the umask is: it is, or stands for, the root of an image
 
     @property
     def parent(self) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 
+from pullpipe import stack
 from pullpipe.cli.common import open_store, print_json, print_table
 from store import Container, Store
 
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _status(store: Store, container: Container) -> str:
     if container.target:
-        return f"mounted at {container.target}" if os.path.ismount(container.target) else "unmounted"
+        return f"mounted at {container.target}" if stack.is_mounted(container) else "unmounted"
     if store.containers.is_running(container):
         return "running"
     return "killed" if container.exit_code is None else f"exited ({container.exit_code})"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 
-from pullpipe import local
+from pullpipe import local, stack
 from pullpipe.cli.common import open_store
 from store import Corrupt, InUse
 
@@ -26,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
                 raise
             print(wanted)
             continue
-        if container.target and os.path.ismount(container.target):
+        if stack.is_mounted(container):
             raise InUse(
                 f"{container.name} is mounted at {container.target}; `pullpipe umount {container.target}` first"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from pullpipe import linux, local
+from pullpipe import linux, local, stack
 from pullpipe.cli.common import open_store, require_root
 from pullpipe.errors import BadArgument
 
@@ -20,8 +20,10 @@ def run(arguments: argparse.Namespace) -> int:
     require_root("unmounting")
     store = open_store(arguments)
     target = os.path.realpath(arguments.directory)
-    mounted = [container for container in store.containers if container.target == target]
-    if not mounted or not os.path.ismount(target):
+    mounted = [
+        container for container in store.containers if container.target == target and stack.is_mounted(container)
+    ]
+    if not mounted:
         raise BadArgument(f"no mount of this store is at {target}; `pullpipe ps` lists them")
     container = mounted[-1]
     linux.umount(target, linux.UMOUNT_NOFOLLOW)

@@ -37,25 +37,27 @@ async def fetch(
         passed_over = present - stream.start
         pieces: list[bytes] = []
         waiting = 0
-        async for piece in stream.pieces:
-            if passed_over:
-                skip = min(passed_over, len(piece))
-                passed_over -= skip
-                piece = piece[skip:]
-            pieces.append(piece)
-            waiting += len(piece)
-            if present + waiting > descriptor.size:
-                raise VerificationError(
-                    f"blob {descriptor.digest} is longer than the {descriptor.size} bytes that the manifest promises; "
-                    "the registry is damaged or lying"
-                )
-            if waiting >= _WRITE:
+        try:
+            async for piece in stream.pieces:
+                if passed_over:
+                    skip = min(passed_over, len(piece))
+                    passed_over -= skip
+                    piece = piece[skip:]
+                pieces.append(piece)
+                waiting += len(piece)
+                if present + waiting > descriptor.size:
+                    raise VerificationError(
+                        f"blob {descriptor.digest} is longer than the {descriptor.size} bytes that the manifest "
+                        "promises; the registry is damaged or lying"
+                    )
+                if waiting >= _WRITE:
+                    present += await _append(file.write, pieces)
+                    waiting = 0
+                    await available(present)
+        finally:
+            if waiting:  # also when the connection broke: the next attempt goes on from here
                 present += await _append(file.write, pieces)
-                waiting = 0
                 await available(present)
-        if waiting:
-            present += await _append(file.write, pieces)
-            await available(present)
     if present != descriptor.size:
         raise TransferError(
             f"blob {descriptor.digest} is truncated: the source ended after {present} of {descriptor.size} bytes; "

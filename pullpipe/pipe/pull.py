@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from pullpipe import local
-from pullpipe.errors import InvalidDocument, LayerError, NoSuchPlatform, VerificationError, WrongBlob
+from pullpipe.errors import InvalidDocument, LayerError, NoSuchPlatform, VerificationError, WorkerDied, WrongBlob
 from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, ImageConfig, Index, Manifest, Platform, parse_document
 from pullpipe.pipe import settle
 from pullpipe.pipe.fetch import fetch
@@ -349,8 +349,9 @@ async def _wait_for(lock: Lock) -> None:
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What went wrong first; the rest of a task group's errors are its consequences."""
-    error: BaseException = errors
+    """What went wrong first; the rest of a task group's errors are its consequences, as is the end of a worker."""
+    causes, consequences = errors.split(lambda error: not isinstance(error, BaseExceptionGroup | WorkerDied))
+    error: BaseException = causes or consequences or errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -88,8 +88,12 @@ def serve(control: socket.socket) -> None:
         message, descriptors, _, _ = socket.recv_fds(control, MESSAGE_LIMIT, 3)
         if not message:
             return
+        worker = os.getpid()
         if os.fork() == 0:
             control.close()
+            linux.end_with_parent(signal.SIGKILL)
+            if os.getppid() != worker:  # it was killed before that held
+                os._exit(1)
             _run_job(Job(**json.loads(message)), *descriptors)
         for fd in descriptors:
             os.close(fd)
@@ -99,7 +103,6 @@ def _run_job(job: Job, channel_fd: int, blob_fd: int, directory_fd: int) -> None
     """The whole life of a job's process."""
     channel = socket.socket(fileno=channel_fd)
     try:
-        linux.end_with_parent(signal.SIGKILL)
         os.umask(0)
         blob_hash, diff_hash = new_hash(job.blob_algorithm), new_hash(job.diff_algorithm)
         linux.unshare(linux.CLONE_NEWNS)

@@ -60,7 +60,7 @@ def plan(config: ImageConfig, overrides: Overrides, ambient: Mapping[str, str], 
     if not argv:
         raise RunError("the image names no command; say which: pullpipe run IMAGE COMMAND")
     env = {"PATH": DEFAULT_PATH} | ({"TERM": "xterm"} if terminal else {})
-    env |= dict(variable.split("=", 1) for variable in config.env if "=" in variable)
+    env |= dict(variable.split("=", 1) for variable in config.env if "=" in variable[1:])
     for variable in overrides.env:
         name, equals, value = variable.partition("=")
         if equals:
@@ -80,9 +80,9 @@ def identify(user: str) -> Identity:
     name, colon, group = (user or "0").partition(":")
     accounts = _accounts("/etc/passwd", 7)
     account = next((fields for fields in accounts if fields[0] == name), None)
-    if account is None and name.isdigit():
+    if account is None and _is_number(name):
         account = next((fields for fields in accounts if fields[2] == name), None)
-    if account is None and not name.isdigit():
+    if account is None and not _is_number(name):
         raise RunError(f"the image has no user {name!r} in its /etc/passwd; choose one with --user")
     uid = _id(account[2] if account else name, f"user {name!r}")
     gid = _id(account[3], f"user {name!r}") if account else 0
@@ -90,7 +90,7 @@ def identify(user: str) -> Identity:
     groups: tuple[int, ...] = ()
     if colon and group:
         found = next((fields for fields in groups_file if fields[0] == group), None)
-        if found is None and not group.isdigit():
+        if found is None and not _is_number(group):
             raise RunError(f"the image has no group {group!r} in its /etc/group; choose one with --user")
         gid = _id(found[2] if found else group, f"group {group!r}")
     elif account:
@@ -115,8 +115,12 @@ def _accounts(path: str, fields: int) -> list[list[str]]:
     return [line.split(":") for line in text.splitlines() if line.count(":") >= fields - 1]
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
 def _id(text: str, what: str) -> int:
-    if not text.isdigit() or len(text) > 10 or int(text) > _ID_LIMIT:
+    if not _is_number(text) or len(text) > 10 or int(text) > _ID_LIMIT:
         raise RunError(f"{what} has the number {text[:40]!r}, which is none")
     return int(text)
 

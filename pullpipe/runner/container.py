@@ -10,12 +10,11 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, Self
 
 from pullpipe import linux, stack
 from pullpipe.errors import CommandNotExecutable, CommandNotFound, NeedsRoot, PullpipeError, RunError
@@ -102,28 +101,33 @@ def _start(store: Store, container: Container, planned: Command, options: Option
         _become(plan, planned, options, theirs)
     theirs.close()
     try:
-        with ours, _forwarding_signals(pid) as killed_by:
+        with ours, _Signals(pid) as signals:
             try:
-                _relay_until_closed(ours, options)
+                _relay_until_closed(ours, options, signals)
             finally:
+                signals.wait_until_readable(signals.process)
                 _, status = os.waitpid(pid, 0)
     finally:
         if os.path.ismount(plan.rootfs):  # from within a chroot a shared mount cannot be made private: it came through
             linux.umount(plan.rootfs, linux.MNT_DETACH)
     code = os.waitstatus_to_exitcode(status)
-    return 128 + (killed_by[0] if killed_by else -code) if code < 0 else code
+    return 128 + (signals.killed_by or -code) if code < 0 else code
 
 
-def _relay_until_closed(channel: socket.socket, options: Options) -> None:
+def _relay_until_closed(channel: socket.socket, options: Options, signals: _Signals) -> None:
     """Hears from the container's first process until it has become the command, and serves its terminal.
 
     Raises what kept it from becoming the command.
     """
+    signals.wait_until_readable(channel.fileno())
     message, descriptors, _, _ = socket.recv_fds(channel, 64 << 10, 1)
     if descriptors:
         from pullpipe.runner import terminal
 
-        terminal.relay(descriptors[0], interactive=options.interactive)
+        terminal.copy_size(descriptors[0])
+        channel.send(b"g")
+        terminal.relay(descriptors[0], interactive=options.interactive, wakeup=signals.wakeup)
+        signals.wait_until_readable(channel.fileno())
         message, _, _, _ = socket.recv_fds(channel, 64 << 10, 0)
     if message:
         failure = json.loads(message)
@@ -133,6 +137,8 @@ def _relay_until_closed(channel: socket.socket, options: Options) -> None:
 def _become(plan: sandbox.Plan, planned: Command, options: Options, channel: socket.socket) -> NoReturn:
     """The container's first process: builds the walls, gives up what it does not need, becomes the command."""
     try:
+        linux.end_with_parent(signal.SIGKILL)
+        _check_runner(channel)
         _reset_signals()
         os.setsid()
         if options.terminal:
@@ -146,12 +152,18 @@ def _become(plan: sandbox.Plan, planned: Command, options: Options, channel: soc
             master, slave = os.openpty()  # of the devpts that has just been mounted
             socket.send_fds(channel, [b"t"], [master])
             os.close(master)
+            channel.recv(1)  # until the terminal has its size
             terminal.become_controlling(slave)
             os.close(slave)
         identity = command.identify(planned.user)
+        if options.terminal:
+            os.fchown(0, identity.uid, -1)
+        else:
+            sandbox.own_streams(identity.uid)
         command.enter_working_directory(planned.working_dir)
         sandbox.give_up_rights(identity.uid, identity.gid, identity.groups, capabilities)
-        linux.end_with_parent(signal.SIGKILL)  # last: a change of user takes it back
+        linux.end_with_parent(signal.SIGKILL)  # again: the change of user took it back
+        _check_runner(channel)
         command.execute(planned._replace(env={"HOSTNAME": plan.hostname, "HOME": identity.home, **planned.env}))
     except (PullpipeError, StoreError, OSError) as error:
         _report(channel, type(error).__name__, str(error))
@@ -159,6 +171,13 @@ def _become(plan: sandbox.Plan, planned: Command, options: Options, channel: soc
         _report(channel, "RunError", f"a bug of pullpipe's: {type(error).__name__}: {error}")
     finally:
         os._exit(125)
+
+
+def _check_runner(channel: socket.socket) -> None:
+    """Ends this process if the runner ended before we were tied to it."""
+    with contextlib.suppress(BlockingIOError):
+        if not channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+            os._exit(125)
 
 
 def _report(channel: socket.socket, error: str, why: str) -> None:
@@ -179,28 +198,48 @@ def _close_all_but(kept: int) -> None:
     os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
 
 
-@contextmanager
-def _forwarding_signals(pid: int) -> Iterator[list[int]]:
-    """Signals to us go to the command. Yields a list that gets the number of one that the command would not have felt.
+class _Signals:
+    """Signals to us go to the command, for as long as the block runs.
 
     The first process of a PID namespace never feels a signal that it does not handle. Anywhere else such a signal would
-    have ended it, and that is what the sender expects: it is killed, and reported as ended by that signal.
+    have ended it, and that is what the sender expects: it is killed, and `killed_by` tells by which.
+
+    Python runs a handler only when it comes back from a system call, and a signal that arrives just before one does not
+    interrupt it. So nothing here waits but in `wait_until_readable`, which a signal always wakes.
     """
-    killed_by: list[int] = []
 
-    def forward(number: int, _frame: FrameType | None) -> None:
+    def __init__(self, pid: int) -> None:
+        self.killed_by = 0
+        self._pid = pid
+
+    def __enter__(self) -> Self:
+        self.process = os.pidfd_open(self._pid)  # readable when it has ended
+        self.wakeup, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._before = {number: signal.signal(number, self._forward) for number in _FORWARDED}
+        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        for fd in (self.process, self.wakeup, self._waker):
+            os.close(fd)
+
+    def wait_until_readable(self, fd: int) -> None:
+        """Forwards signals meanwhile."""
+        ready: list[int] = []
+        while fd not in ready:
+            ready, _, _ = select.select([fd, self.wakeup], [], [])
+            if self.wakeup in ready:
+                os.read(self.wakeup, 4096)
+
+    def _forward(self, number: int, _frame: FrameType | None) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-            if number not in _HARMLESS and not _feels(pid, number):
-                killed_by.append(number)
-                os.kill(pid, signal.SIGKILL)
-
-    before: Mapping[int, object] = {number: signal.signal(number, forward) for number in _FORWARDED}
-    try:
-        yield killed_by
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            os.kill(self._pid, number)
+            if number not in _HARMLESS and not _feels(self._pid, number):
+                self.killed_by = self.killed_by or number
+                os.kill(self._pid, signal.SIGKILL)
 
 
 def _feels(pid: int, number: int) -> bool:
@@ -213,8 +252,9 @@ def _feels(pid: int, number: int) -> bool:
 
 def _network_files(directory: str, hostname: str) -> tuple[tuple[str, str], ...]:
     """The container's own hosts, resolv.conf and hostname, from the host's; it shares the host's network."""
+    hosts = _host_file("/etc/hosts")
     contents = {
-        "hosts": _host_file("/etc/hosts") + f"127.0.0.1\t{hostname}\n".encode(),
+        "hosts": hosts + (b"" if hosts.endswith(b"\n") or not hosts else b"\n") + f"127.0.0.1\t{hostname}\n".encode(),
         "resolv.conf": _host_file("/etc/resolv.conf"),
         "hostname": f"{hostname}\n".encode(),
     }

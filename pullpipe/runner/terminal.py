@@ -30,15 +30,18 @@ def copy_size(master: int) -> None:
         return
 
 
-def relay(master: int, *, interactive: bool) -> None:
-    """Copies between our standard streams and the pty until nobody in the container holds it any more."""
+def relay(master: int, *, interactive: bool, wakeup: int) -> None:
+    """Copies between our standard streams and the pty until nobody in the container holds it any more.
+
+    `wakeup` is readable when a signal has come (`signal.set_wakeup_fd`).
+    """
     signal.signal(signal.SIGWINCH, lambda *_: copy_size(master))
-    copy_size(master)
+    copy_size(master)  # again, for it may have changed before we listened
     before = termios.tcgetattr(0) if interactive else None
     try:
         if before is not None:
-            tty.setraw(0)  # every key goes to the command, Ctrl-C too
-        _copy(master, interactive=interactive)
+            tty.setraw(0, termios.TCSADRAIN)  # every key goes to the command, Ctrl-C too, and those typed ahead
+        _copy(master, [0] if interactive else [], wakeup)
     finally:
         if before is not None:
             termios.tcsetattr(0, termios.TCSADRAIN, before)
@@ -46,16 +49,17 @@ def relay(master: int, *, interactive: bool) -> None:
         os.close(master)
 
 
-def _copy(master: int, *, interactive: bool) -> None:
-    sources = [master, 0] if interactive else [master]
+def _copy(master: int, inputs: list[int], wakeup: int) -> None:
     while True:
-        ready, _, _ = select.select(sources, [], [])
+        ready, _, _ = select.select([master, wakeup, *inputs], [], [])
+        if wakeup in ready:
+            os.read(wakeup, _PIECE)
         if 0 in ready:
             data = os.read(0, _PIECE)
             if data:
                 _write(master, data)
             else:
-                sources.remove(0)  # our terminal is gone
+                inputs.remove(0)  # our terminal is gone
         if master in ready:
             try:
                 data = os.read(master, _PIECE)
