@@ -105,7 +105,7 @@ def _start(store: Store, container: Container, planned: Command, options: Option
             try:
                 _relay_until_closed(ours, options, signals)
             finally:
-                signals.wait_until_readable(signals.process)
+                signals.wait_for(signals.process)
                 _, status = os.waitpid(pid, 0)
     finally:
         if os.path.ismount(plan.rootfs):  # from within a chroot a shared mount cannot be made private: it came through
@@ -119,15 +119,15 @@ def _relay_until_closed(channel: socket.socket, options: Options, signals: _Sign
 
     Raises what kept it from becoming the command.
     """
-    signals.wait_until_readable(channel.fileno())
+    signals.wait_for(channel.fileno())
     message, descriptors, _, _ = socket.recv_fds(channel, 64 << 10, 1)
     if descriptors:
         from pullpipe.runner import terminal
 
         terminal.copy_size(descriptors[0])
         channel.send(b"g")
-        terminal.relay(descriptors[0], interactive=options.interactive, wakeup=signals.wakeup)
-        signals.wait_until_readable(channel.fileno())
+        terminal.relay(descriptors[0], interactive=options.interactive, wait=signals.wait)
+        signals.wait_for(channel.fileno())
         message, _, _, _ = socket.recv_fds(channel, 64 << 10, 0)
     if message:
         failure = json.loads(message)
@@ -205,7 +205,7 @@ class _Signals:
     have ended it, and that is what the sender expects: it is killed, and `killed_by` tells by which.
 
     Python runs a handler only when it comes back from a system call, and a signal that arrives just before one does not
-    interrupt it. So nothing here waits but in `wait_until_readable`, which a signal always wakes.
+    interrupt it. So signals arrive as bytes in a pipe, and nothing here waits without waiting for that, too.
     """
 
     def __init__(self, pid: int) -> None:
@@ -214,32 +214,47 @@ class _Signals:
 
     def __enter__(self) -> Self:
         self.process = os.pidfd_open(self._pid)  # readable when it has ended
-        self.wakeup, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._before = {number: signal.signal(number, self._forward) for number in _FORWARDED}
-        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        self._arrived, self._arriving = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._before = {number: signal.signal(number, _note) for number in (*_FORWARDED, signal.SIGWINCH)}
+        signal.set_wakeup_fd(self._arriving, warn_on_full_buffer=False)
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.set_wakeup_fd(-1)
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        for fd in (self.process, self.wakeup, self._waker):
+        for fd in (self.process, self._arrived, self._arriving):
             os.close(fd)
 
-    def wait_until_readable(self, fd: int) -> None:
-        """Forwards signals meanwhile."""
-        ready: list[int] = []
-        while fd not in ready:
-            ready, _, _ = select.select([fd, self.wakeup], [], [])
-            if self.wakeup in ready:
-                os.read(self.wakeup, 4096)
+    def wait(self, *descriptors: int) -> tuple[list[int], bool]:
+        """Waits until one of them is readable, or our terminal has another size; returns those, and whether it has."""
+        while True:
+            ready, _, _ = select.select([*descriptors, self._arrived], [], [])
+            resized = False
+            if self._arrived in ready:
+                ready.remove(self._arrived)
+                for number in os.read(self._arrived, 4096):
+                    resized = resized or number == signal.SIGWINCH
+                    if number in _FORWARDED:
+                        self._forward(number)
+            if ready or resized:
+                return ready, resized
 
-    def _forward(self, number: int, _frame: FrameType | None) -> None:
+    def wait_for(self, descriptor: int) -> None:
+        """Waits until it is readable."""
+        while not self.wait(descriptor)[0]:
+            pass
+
+    def _forward(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, number)
             if number not in _HARMLESS and not _feels(self._pid, number):
                 self.killed_by = self.killed_by or number
                 os.kill(self._pid, signal.SIGKILL)
+
+
+def _note(_number: int, _frame: FrameType | None) -> None:
+    """Nothing to do: that a handler is there has Python write the number to the pipe."""
 
 
 def _feels(pid: int, number: int) -> bool:

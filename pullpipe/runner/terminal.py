@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
-import signal
 import termios
 import tty
+from collections.abc import Callable
 
 _PIECE = 64 << 10  # bytes
 
@@ -30,42 +29,36 @@ def copy_size(master: int) -> None:
         return
 
 
-def relay(master: int, *, interactive: bool, wakeup: int) -> None:
+def relay(master: int, *, interactive: bool, wait: Callable[..., tuple[list[int], bool]]) -> None:
     """Copies between our standard streams and the pty until nobody in the container holds it any more.
 
-    `wakeup` is readable when a signal has come (`signal.set_wakeup_fd`).
+    `wait` takes descriptors, and returns those that are readable and whether our terminal has another size.
     """
-    signal.signal(signal.SIGWINCH, lambda *_: copy_size(master))
-    copy_size(master)  # again, for it may have changed before we listened
     before = termios.tcgetattr(0) if interactive else None
     try:
         if before is not None:
             tty.setraw(0, termios.TCSADRAIN)  # every key goes to the command, Ctrl-C too, and those typed ahead
-        _copy(master, [0] if interactive else [], wakeup)
+        inputs = [0] if interactive else []
+        while True:
+            ready, resized = wait(master, *inputs)
+            if resized:
+                copy_size(master)
+            if 0 in ready:
+                data = os.read(0, _PIECE)
+                if data:
+                    _write(master, data)
+                else:
+                    inputs.clear()  # our terminal is gone
+            if master in ready:
+                try:
+                    data = os.read(master, _PIECE)
+                except OSError:  # EIO: the other side is closed
+                    return
+                _write(1, data)
     finally:
         if before is not None:
             termios.tcsetattr(0, termios.TCSADRAIN, before)
-        signal.signal(signal.SIGWINCH, signal.SIG_DFL)
         os.close(master)
-
-
-def _copy(master: int, inputs: list[int], wakeup: int) -> None:
-    while True:
-        ready, _, _ = select.select([master, wakeup, *inputs], [], [])
-        if wakeup in ready:
-            os.read(wakeup, _PIECE)
-        if 0 in ready:
-            data = os.read(0, _PIECE)
-            if data:
-                _write(master, data)
-            else:
-                inputs.remove(0)  # our terminal is gone
-        if master in ready:
-            try:
-                data = os.read(master, _PIECE)
-            except OSError:  # EIO: the other side is closed
-                return
-            _write(1, data)
 
 
 def _write(fd: int, data: bytes) -> None:
