@@ -253,6 +253,7 @@ def test_a_worker_that_is_dead_before_the_first_layer(layout: Path, store: Store
     class Killer(Slow):
         async def document(self, wanted: str) -> Document:
             until(lambda: bool(workers()), "the worker to have a command line")
+            until(lambda: bool(workers()), "the worker")
             for pid in workers():
                 watched = Watched(pid)
                 os.kill(pid, signal.SIGKILL)
