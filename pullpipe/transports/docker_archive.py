@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, NamedTuple
 
 from pullpipe.errors import InvalidDocument, NotFound
@@ -69,7 +69,8 @@ class DockerArchiveSource:
     @asynccontextmanager
     async def blob(self, descriptor: Descriptor, offset: int) -> AsyncIterator[BlobStream]:
         """The blob's bytes from `offset` on."""
-        yield BlobStream(offset, self._blobs[descriptor.digest].pieces(offset))
+        async with aclosing(self._blobs[descriptor.digest].pieces(offset)) as pieces:
+            yield BlobStream(offset, pieces)
 
     def _make_manifest(self) -> Document:
         config = self._find(self._member.config)

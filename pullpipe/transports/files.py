@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import NamedTuple, Protocol
 
 import aiofiles
@@ -24,7 +24,7 @@ class Extent(NamedTuple):
     offset: int
     size: int
 
-    async def pieces(self, start: int = 0) -> AsyncIterator[bytes]:
+    async def pieces(self, start: int = 0) -> AsyncGenerator[bytes, None]:
         """The bytes from `start` on. Raises `OSError`."""
         left = self.size - start
         async with aiofiles.open(self.path, "rb", 0) as file:

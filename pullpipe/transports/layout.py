@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 from pullpipe.errors import InvalidDocument, NotFound, VerificationError
 from pullpipe.oci import Descriptor, Index, parse_document
@@ -56,7 +56,8 @@ class LayoutSource:
         extent = self._files.find(_blob(descriptor.digest))
         if extent is None:
             raise NotFound(f"the layout has no blob {descriptor.digest}; it is incomplete")
-        yield BlobStream(offset, extent.pieces(offset))
+        async with aclosing(extent.pieces(offset)) as pieces:
+            yield BlobStream(offset, pieces)
 
 
 def _blob(digest: Digest) -> str:
