@@ -20,6 +20,9 @@ from store import ImageRecord, Store
 if TYPE_CHECKING:
     pass
 
+if TYPE_CHECKING:
+    from pullpipe.pipe.pull import Options
+
 _T = TypeVar("_T")
 
 
@@ -53,16 +56,39 @@ def add_pull_options(parser: argparse.ArgumentParser, *, policy: str) -> None:
 def add_unpack_options(parser: argparse.ArgumentParser) -> None:
     """How layers get into the store, wherever they come from."""
     parser.add_argument("--jobs", metavar="N", type=_positive, default=6, help="layers in flight (default: 6)")
+    limits = "of one layer; 0 is no limit (default: %(default)s)"
+    parser.add_argument("--max-size", metavar="GIB", type=_count, default=64, help=f"unpacked size {limits}")
+    parser.add_argument("--max-entries", metavar="N", type=_count, default=5_000_000, help=f"files {limits}")
+    parser.add_argument("--max-ratio", metavar="N", type=_count, default=2_000, help=f"compression {limits}")
     parser.add_argument("--discard-blobs", action="store_true", help="keep the unpacked layers only")
     parser.add_argument("--durability", choices=("full", "none"), default="full", help="none leaves out the flushes")
     parser.add_argument("--progress", choices=FACES, default="auto", help="what standard error shows of it")
     parser.add_argument("-q", "--quiet", action="store_true", help="show nothing but the result")
 
 
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if _count(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
+
+
+def pull_options(arguments: argparse.Namespace, platform: Platform) -> Options:
+    """For whatever unpacks layers."""
+    from pullpipe.pipe.pull import Options
+    from pullpipe.pipe.worker import Limits
+
+    return Options(
+        platform,
+        jobs=arguments.jobs,
+        keep_blobs=not arguments.discard_blobs,
+        limits=Limits(arguments.max_size << 30, arguments.max_entries, arguments.max_ratio),
+    )
 
 
 def platform_of(arguments: argparse.Namespace) -> Platform:

@@ -9,12 +9,12 @@ from pullpipe.cli.common import (
     open_store,
     platform_of,
     progress_of,
+    pull_options,
     require_root,
     run_until_signal,
 )
 from pullpipe.errors import BadArgument
-from pullpipe.oci import Platform
-from pullpipe.pipe.pull import Options, pull
+from pullpipe.pipe.pull import pull
 from pullpipe.transports import load
 
 HELP = "take images from an OCI layout or a Docker archive; prints their names"
@@ -32,8 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     require_root("loading an image")
     store = open_store(arguments)
-    platform: Platform = platform_of(arguments)
-    options = Options(platform, jobs=arguments.jobs, keep_blobs=not arguments.discard_blobs)
+    options = pull_options(arguments, platform_of(arguments))
     with load.opened(arguments.path, arguments.tag, spool=store.root) as images:
         if not images:
             raise BadArgument(f"{arguments.path} holds no image")

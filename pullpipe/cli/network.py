@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pullpipe.cli.common import progress_of, run_until_signal
+from pullpipe.cli.common import progress_of, pull_options, run_until_signal
 from pullpipe.errors import TransferError
 from pullpipe.oci import Platform
-from pullpipe.pipe.pull import Options, Pulled, pull
+from pullpipe.pipe.pull import Pulled, pull
 from pullpipe.progress import Progress
 from pullpipe.reference import Reference
 from pullpipe.registry.auth import Credentials
@@ -21,7 +21,7 @@ def pull_from_registry(
 ) -> ImageRecord:
     """Pulls the image; with the policy `newer`, what is present serves when the registry does not."""
     credentials = Credentials.parse(arguments.creds) if arguments.creds else None
-    options = Options(platform, jobs=arguments.jobs, keep_blobs=not arguments.discard_blobs)
+    options = pull_options(arguments, platform)
     progress = progress_of(arguments)
 
     async def work() -> Pulled:

@@ -25,7 +25,7 @@ from pullpipe.pipe import settle
 from pullpipe.pipe.fetch import fetch
 from pullpipe.pipe.unpack import Channel, Worker, channel
 from pullpipe.pipe.whiteouts import set_trusted
-from pullpipe.pipe.worker import Job, Result
+from pullpipe.pipe.worker import Job, Limits, Result
 from pullpipe.progress import Progress
 from pullpipe.transports import Source
 from store import Digest, ImageRecord, Ingest, LayerInfo, Staging, Store
@@ -42,6 +42,7 @@ class Options(NamedTuple):
     platform: Platform
     jobs: int = 6  # layers in flight; each costs one process and about 25 MB of memory
     keep_blobs: bool = True  # False: keep the unpacked layers only
+    limits: Limits = Limits()
 
 
 class Pulled(NamedTuple):
@@ -331,7 +332,9 @@ class _Layers:
         parents: _Parents,
     ) -> Result | LayerError:
         """A `LayerError` is not yet the last word: first the rest has to arrive, and prove to be the right bytes."""
-        job = Job("overlay", layer.size, layer.digest.algorithm, diff_id.algorithm, *parents)
+        job = Job(
+            "overlay", layer.size, layer.digest.algorithm, diff_id.algorithm, *parents, limits=self._options.limits
+        )
         try:
             result = await self._worker.unpack(
                 job, blob, staging.files, words, lambda count: self._progress.unpacked(layer, count)

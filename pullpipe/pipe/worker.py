@@ -40,6 +40,7 @@ from store.digest import new_hash
 
 READ = 256 << 10  # bytes of the blob at a time
 _QUEUED = 8  # pieces between two threads: 2 MiB, enough to ride out each other's pauses
+_RATIO_FROM = 1 << 30  # bytes of tar stream from which on the ratio counts
 _REPORT = 8 << 20  # bytes of tar stream between two reports
 
 # What it takes to make any entry (capabilities(7)): CHOWN, DAC_OVERRIDE, FOWNER, FSETID, MKNOD, SETFCAP. Not SYS_ADMIN,
@@ -48,6 +49,16 @@ _CAPABILITIES = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 27 | 1 << 31
 
 MESSAGE_LIMIT = 128 << 10  # bytes of a job's description: 500 directories and more
 _FORMS: dict[str, type[Tree]] = {"overlay": OverlayTree, "flat": FlatTree}
+
+
+class Limits(NamedTuple):
+    """What a layer may come to; 0 is no limit. A bomb costs time until then, and never memory."""
+
+    size: int = 64 << 30  # bytes of the tar stream; the largest layers in use have some tens of GB
+    entries: int = 5_000_000
+    ratio: int = (
+        2_000  # bytes of the tar stream for each byte of the blob, once the stream is past a GiB; zeros have 1030
+    )
 
 
 class Job(NamedTuple):
@@ -59,6 +70,7 @@ class Job(NamedTuple):
     diff_algorithm: str
     below: tuple[str, ...] = ()  # of a layer that cannot be unpacked without its parents: their trees, topmost first
     mount_point: str = ""  # an empty directory to mount those at, in passing
+    limits: Limits = Limits()
 
 
 class Result(NamedTuple):
@@ -94,7 +106,8 @@ def serve(control: socket.socket) -> None:
             linux.end_with_parent(signal.SIGKILL)
             if os.getppid() != worker:  # it was killed before that held
                 os._exit(1)
-            _run_job(Job(**json.loads(message)), *descriptors)
+            fields = json.loads(message)
+            _run_job(Job(**{**fields, "limits": Limits(*fields["limits"])}), *descriptors)
         for fd in descriptors:
             os.close(fd)
 
@@ -110,7 +123,7 @@ def _run_job(job: Job, channel_fd: int, blob_fd: int, directory_fd: int) -> None
         below = _open_below(job) if job.below else NOTHING
         tree = _FORMS[job.form](lock_in(directory_fd, private=private), below)
         blob = _Arriving(blob_fd, job.size, channel, blob_hash.update)
-        _unpack(blob, tree, diff_hash.update, lambda count: _tell(channel, {"unpacked": count}))
+        _unpack(blob, tree, diff_hash.update, job, lambda count: _tell(channel, {"unpacked": count}))
         _tell(channel, {"done": _result(tree, blob_hash.hexdigest(), diff_hash.hexdigest())._asdict()})
     except LayerError as error:
         _tell(channel, {"failed": "layer", "why": str(error)})
@@ -166,17 +179,23 @@ def _tell(channel: socket.socket, message: dict[str, Any]) -> None:
         os._exit(1)  # the owner gave the job up
 
 
-def _unpack(blob: _Arriving, tree: Tree, hash_diff: Callable[[bytes], None], report: Callable[[int], None]) -> None:
+def _unpack(
+    blob: _Arriving, tree: Tree, hash_diff: Callable[[bytes], None], job: Job, report: Callable[[int], None]
+) -> None:
     inflated = _Pipe()
     hashed = _Pipe()
     hashing = threading.Thread(target=lambda: _hash(hashed, hash_diff), daemon=True)
     hashing.start()
     threading.Thread(target=lambda: _inflate(blob.read, inflated, hashed), daemon=True).start()
 
-    unpacked = _Counter(inflated.get, report)
+    limits = job.limits
+    by_ratio = max(_RATIO_FROM, job.size * limits.ratio) if limits.ratio else sys.maxsize
+    unpacked = _Counter(inflated.get, min(limits.size or sys.maxsize, by_ratio), report)
     stream = TarStream(unpacked.read)
     for entry in stream:
         tree.apply(entry, stream)
+        if limits.entries and tree.entries > limits.entries:
+            raise LayerError(f"it has more than {limits.entries} entries; --max-entries allows more")
     while unpacked.read():
         pass  # what follows the archive's end counts for the digest, and for nothing else
     tree.finish()
@@ -270,10 +289,11 @@ def _hash(pieces: _Pipe, update: Callable[[bytes], None]) -> None:
 
 
 class _Counter:
-    """Counts what is read, and reports it now and then; the report also finds out that the owner has gone."""
+    """Counts what is read, up to a limit, and reports it now and then; so it also finds out that the owner has gone."""
 
-    def __init__(self, read: Callable[[], bytes], report: Callable[[int], None]) -> None:
+    def __init__(self, read: Callable[[], bytes], limit: int, report: Callable[[int], None]) -> None:
         self._read = read
+        self._limit = limit
         self._report = report
         self._count = 0
         self._next = _REPORT
@@ -285,6 +305,8 @@ class _Counter:
         piece = self._read()
         self._ended = not piece
         self._count += len(piece)
+        if self._count > self._limit:
+            raise LayerError(f"it unpacks to more than {self._limit} bytes; --max-size and --max-ratio allow more")
         if self._count >= self._next:
             self._report(self._count)
             self._next = self._count + _REPORT
