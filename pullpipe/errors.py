@@ -12,6 +12,7 @@
     ├── VerificationError      bytes came, and are not what their digest or size says
     │   └── WrongBlob          a blob's bytes do not have its digest
     ├── LayerError             a layer's archive is damaged, hostile or not understood
+    │   └── LayerTooLarge      it comes to more than the limits allow
     ├── WorkerDied             an unpack process ended without a result
     ├── NeedsRoot              what was asked for takes root's rights
     ├── KernelRefused          a system call failed that mounting or running needs
@@ -73,6 +74,10 @@ class WrongBlob(VerificationError):
 
 class LayerError(PullpipeError):
     """A layer's archive is damaged, hostile, or of a kind that is not understood."""
+
+
+class LayerTooLarge(LayerError):
+    """A layer comes to more than the limits allow."""
 
 
 class WorkerDied(PullpipeError):

@@ -19,7 +19,15 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from pullpipe import local
-from pullpipe.errors import InvalidDocument, LayerError, NoSuchPlatform, VerificationError, WorkerDied, WrongBlob
+from pullpipe.errors import (
+    InvalidDocument,
+    LayerError,
+    LayerTooLarge,
+    NoSuchPlatform,
+    VerificationError,
+    WorkerDied,
+    WrongBlob,
+)
 from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, ImageConfig, Index, Manifest, Platform, parse_document
 from pullpipe.pipe import settle
 from pullpipe.pipe.fetch import fetch
@@ -366,7 +374,8 @@ async def _proven(outcome: Result | LayerError, blob: int, diff_id: Digest, laye
         found = await asyncio.to_thread(_digest, blob, layer.digest.algorithm)
         if found != layer.digest.hex:
             raise _wrong_blob(layer, found) from outcome
-        raise LayerError(f"layer {layer.digest} cannot be unpacked: {outcome}; its owner has to mend it") from outcome
+        remedy = "" if isinstance(outcome, LayerTooLarge) else "; its owner has to mend it"
+        raise type(outcome)(f"layer {layer.digest} cannot be unpacked: {outcome}{remedy}") from outcome
     if outcome.blob != layer.digest.hex:
         raise _wrong_blob(layer, outcome.blob)
     if outcome.diff != diff_id.hex:

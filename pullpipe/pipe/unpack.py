@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from pullpipe.errors import LayerError, WorkerDied
+from pullpipe.errors import LayerError, LayerTooLarge, WorkerDied
 from pullpipe.pipe.worker import Job, Result
 
 _LINE_LIMIT = 64 << 20  # bytes of one message; a layer's list of implied directories may be long
@@ -141,6 +141,8 @@ async def _hear(channel: Channel, directory: str, report: Callable[[int], None])
             return Result(**message["done"])
         elif message["failed"] == "layer":
             raise LayerError(message["why"])
+        elif message["failed"] == "limit":
+            raise LayerTooLarge(message["why"])
         elif message["failed"] == "system":
             code = message["errno"] or errno.EIO
             raise OSError(code, os.strerror(code), directory)

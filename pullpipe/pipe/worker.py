@@ -31,7 +31,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pullpipe import linux
-from pullpipe.errors import LayerError
+from pullpipe.errors import LayerError, LayerTooLarge
 from pullpipe.pipe.directory import NOTHING, Path, Tree
 from pullpipe.pipe.inflate import inflate
 from pullpipe.pipe.tarstream import TarStream
@@ -125,6 +125,8 @@ def _run_job(job: Job, channel_fd: int, blob_fd: int, directory_fd: int) -> None
         blob = _Arriving(blob_fd, job.size, channel, blob_hash.update)
         _unpack(blob, tree, diff_hash.update, job, lambda count: _tell(channel, {"unpacked": count}))
         _tell(channel, {"done": _result(tree, blob_hash.hexdigest(), diff_hash.hexdigest())._asdict()})
+    except LayerTooLarge as error:
+        _tell(channel, {"failed": "limit", "why": str(error)})
     except LayerError as error:
         _tell(channel, {"failed": "layer", "why": str(error)})
     except OSError as error:
@@ -195,7 +197,7 @@ def _unpack(
     for entry in stream:
         tree.apply(entry, stream)
         if limits.entries and tree.entries > limits.entries:
-            raise LayerError(f"it has more than {limits.entries} entries; --max-entries allows more")
+            raise LayerTooLarge(f"it has more than {limits.entries} entries; --max-entries allows more")
     while unpacked.read():
         pass  # what follows the archive's end counts for the digest, and for nothing else
     tree.finish()
@@ -306,7 +308,7 @@ class _Counter:
         self._ended = not piece
         self._count += len(piece)
         if self._count > self._limit:
-            raise LayerError(f"it unpacks to more than {self._limit} bytes; --max-size and --max-ratio allow more")
+            raise LayerTooLarge(f"it unpacks to more than {self._limit} bytes; --max-size and --max-ratio allow more")
         if self._count >= self._next:
             self._report(self._count)
             self._next = self._count + _REPORT
