@@ -10,12 +10,10 @@ import sys
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pullpipe import local
-from pullpipe.errors import NeedsRoot, NotFound
+from pullpipe.errors import NeedsRoot
 from pullpipe.oci import Platform
 from pullpipe.progress import FACES, Progress, face
-from pullpipe.reference import Reference
-from store import ImageRecord, Store
+from store import Store
 
 if TYPE_CHECKING:
     pass
@@ -94,27 +92,6 @@ def pull_options(arguments: argparse.Namespace, platform: Platform) -> Options:
 def platform_of(arguments: argparse.Namespace) -> Platform:
     """The platform that was asked for."""
     return Platform.parse(arguments.platform) if arguments.platform else Platform.of_this_machine()
-
-
-def provide(store: Store, reference: Reference, arguments: argparse.Namespace) -> ImageRecord:
-    """Has the image in the store by the policy that was asked for, and returns its record.
-
-    An image that is here and need not be asked for costs no network, and no import of what speaks to it.
-    """
-    platform = platform_of(arguments)
-    record = store.images.get(str(reference))
-    if record is not None and not platform.accepts(Platform(record.os, record.architecture, record.variant)):
-        record = None
-    if record is not None and local.load_whole(store, record) is None:
-        record = None
-    if record is not None and (arguments.policy in ("missing", "never") or reference.digest is not None):
-        return record
-    if arguments.policy == "never":
-        raise NotFound(f"{reference} for {platform} is not in the store, and --policy never forbids to pull it")
-    require_root("pulling")
-    from pullpipe.cli.network import pull_from_registry
-
-    return pull_from_registry(store, reference, arguments, platform, record)
 
 
 def progress_of(arguments: argparse.Namespace) -> Progress:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from pullpipe.cli.common import add_pull_options, open_store, provide
+from pullpipe.cli.common import add_pull_options, open_store
+from pullpipe.cli.provide import provide
 from pullpipe.reference import Reference
 
 HELP = "fetch an image and unpack it while it arrives; prints the digest of its manifest"

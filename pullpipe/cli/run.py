@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from pullpipe import local
-from pullpipe.cli.common import add_pull_options, open_store, provide, require_root
+from pullpipe.cli.common import add_pull_options, open_store, require_root
+from pullpipe.cli.provide import provide
 from pullpipe.reference import Reference
 from pullpipe.runner import container
 from pullpipe.runner.command import Overrides

@@ -1,14 +1,9 @@
-"""Tar entries in, a directory tree out. Every path is opened inside the root.
+"""Tar entries in, a directory tree out. Every path is opened inside the root, as `walk` describes.
 
-How nothing can get out: a directory is entered one name at a time, from the directory before it, with `O_NOFOLLOW`, and
-stays open; a symlink on the way is read and followed here, inside the root, where `/` is the tree's own root and `..`
-stops there. Whatever an entry makes, it makes by a single name in such an open directory, and never through a symlink
-that stands at that name. No string is ever compared to decide what lies inside. (In a worker the process is in a chroot
-besides.)
-
-What an entry does follows LAYERS.md of the design: directory over directory keeps the children, in any other collision
-the new entry wins, and the last of several wins. `Tree` is the part that all forms on disk share; `OverlayTree` and
-`FlatTree` (in `whiteouts`) say what a whiteout becomes.
+Whatever an entry makes, it makes by a single name in an open directory, and never through a symlink that stands at that
+name. What an entry does follows LAYERS.md of the design: directory over directory keeps the children, in any other
+collision the new entry wins, and the last of several wins. `Tree` is the part that all forms on disk share;
+`OverlayTree` and `FlatTree` (in `whiteouts`) say what a whiteout becomes.
 
 This file stands on the hot path: a small file costs five system calls and about 20 µs.
 """
@@ -17,20 +12,14 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
-from typing import TypeAlias
 
 from pullpipe.errors import LayerError
 from pullpipe.pipe import tarstream
+from pullpipe.pipe.below import NEW_FILE, NOTHING, OpenDirectory, Path, bring_up, is_whiteout
 from pullpipe.pipe.tarstream import Entry, Sparse, TarStream
+from pullpipe.pipe.walk import DEPTH_LIMIT, Walk
 
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_ENTER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-NOTHING = -1  # for a descriptor
-_DEPTH_LIMIT = 512  # directories in directories; removing a tree recurses, and the kernel's longest path has 2048
-_SYMLINKS_LIMIT = 40  # on the way to one directory; the kernel's own limit
-_OPEN_LIMIT = 256  # directories held open; the usual limit of a process is 1024 files
 # Overlayfs's own attributes: an image that carries them would steer the stack it becomes part of.
 _OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")
 # Not the archive's fault: the caller hears of them as what they are.
@@ -38,26 +27,8 @@ _MACHINE_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 )
 
-Path: TypeAlias = tuple[bytes, ...]  # names from the root down; no `.`, no `..`, nothing empty
 
-
-class _Directory:
-    """A directory of the tree, open; it closes itself when nobody uses it any more."""
-
-    __slots__ = ("below", "fd", "path")
-
-    def __init__(self, fd: int, path: Path, below: int = NOTHING) -> None:
-        self.fd = fd
-        self.path = path  # where it really is, symlinks followed
-        self.below = below  # the same directory in the stack of the layers below, open, where that is known
-
-    def __del__(self) -> None:
-        os.close(self.fd)
-        if self.below != NOTHING:
-            os.close(self.below)
-
-
-class Tree:
+class Tree(Walk):
     """A tree that entries are applied to, below the open directory `root`.
 
     `below` is the open root of the stacked layers below, for a layer that cannot be unpacked without them: there, a
@@ -68,12 +39,9 @@ class Tree:
     """
 
     def __init__(self, root: int, below: int = NOTHING) -> None:
-        self._root = _Directory(os.dup(root), (), below if below == NOTHING else os.dup(below))
-        self._open: dict[Path, _Directory] = {}
-        self._times: dict[Path, int] = {}  # of directories, set at the end: every new child changes them
+        super().__init__(root, below)
         self._late: dict[Path, Entry] = {}  # hardlinks to what has not come yet
         self.unresolved: list[str] = []  # hard links to what is not here
-        self.implied: set[Path] = {()}  # directories, the root among them, that no entry has described
         self.size = 0
         self.entries = 0
         self.whiteouts = 0
@@ -88,8 +56,8 @@ class Tree:
             if not entry.name:
                 raise _error(entry, "it has no name")
             path = clean(entry.name)
-            if len(path) > _DEPTH_LIMIT:
-                raise _error(entry, f"nested more than {_DEPTH_LIMIT} directories deep")
+            if len(path) > DEPTH_LIMIT:
+                raise _error(entry, f"nested more than {DEPTH_LIMIT} directories deep")
             if b".wh." in entry.name and self._is_whiteout(path, entry):
                 return
             if path:
@@ -149,17 +117,13 @@ class Tree:
 
     # What differs between the forms on disk.
 
-    def _hide(self, parent: _Directory, name: bytes) -> None:
+    def _hide(self, parent: OpenDirectory, name: bytes) -> None:
         """Hides the name of the layers below; what this layer itself makes there stays, whichever comes first."""
         raise NotImplementedError
 
-    def _hide_below(self, directory: _Directory) -> None:
+    def _hide_below(self, directory: OpenDirectory) -> None:
         """Hides all that the layers below have in the directory."""
         raise NotImplementedError
-
-    def _is_opaque(self, path: Path) -> bool:
-        """Whether the directory hides what is below it."""
-        return False
 
     def _wrote(self, path: Path) -> None:
         """Told of every name that the layer makes."""
@@ -168,101 +132,18 @@ class Tree:
         """Told of a hard link whose target is nowhere."""
         raise _error(entry, missing_target(entry))
 
-    def _replaced(self, directory: Path) -> None:
-        """Told of a directory that has been made where this layer had put something else, or a whiteout."""
+    # What the walk tells.
 
-    # Directories.
-
-    def _directory(self, path: Path, *, make: bool = True) -> _Directory:
-        """The directory, entered name by name; with `make`, what is missing on the way is made.
-
-        Raises `FileNotFoundError` without `make`.
-        """
-        found = self._open.get(path)
-        if found is not None or not path:
-            return found or self._root
-        known = len(path) - 1
-        while known and path[:known] not in self._open:
-            known -= 1
-        directory = self._open[path[:known]] if known else self._root
-        symlinks = [_SYMLINKS_LIMIT]
-        for depth in range(known, len(path)):
-            directory = self._enter(directory, path[depth], symlinks, make=make)
-            if len(self._open) >= _OPEN_LIMIT:
-                self._open.clear()
-            self._open[path[: depth + 1]] = directory
-        return directory
-
-    def _enter(self, parent: _Directory, name: bytes, symlinks: list[int], *, make: bool) -> _Directory:
-        path = (*parent.path, name)
-        if len(path) > _DEPTH_LIMIT:  # by symlinks that lead ever deeper
-            raise OSError(errno.ENAMETOOLONG, f"nested more than {_DEPTH_LIMIT} directories deep")
-        hides = True  # whether what is here hides what is below
-        try:
-            fd = os.open(name, _ENTER, dir_fd=parent.fd)
-        except FileNotFoundError:
-            hides = False
-        except NotADirectoryError:
-            if stat.S_ISLNK(os.lstat(name, dir_fd=parent.fd).st_mode):
-                return self._follow(parent, os.readlink(name, dir_fd=parent.fd), symlinks, make=make)
-        else:
-            if path not in self._times:  # a directory that was there before us keeps its time
-                self._times[path] = os.fstat(fd).st_mtime_ns
-            return _Directory(fd, path, NOTHING if self._is_opaque(path) else _enter_below(parent, name))
-        below = NOTHING if hides else _enter_below(parent, name)
-        if below == NOTHING and not hides and (target := _symlink_below(parent, name)) is not None:
-            return self._follow(parent, target, symlinks, make=make)
-        if not make:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    def _implied(self, path: Path) -> None:
         self._late.pop(path, None)
-        self._make_directory(parent, name, 0o755)
-        # In a setgid directory it would be setgid, too, and of that group.
-        os.chown(name, 0, 0, dir_fd=parent.fd, follow_symlinks=False)
-        os.chmod(name, 0o755, dir_fd=parent.fd)
-        self.implied.add(path)
-        self._times[path] = 0
         self._wrote(path)
-        return _Directory(os.open(name, _ENTER, dir_fd=parent.fd), path, below)
 
-    def _follow(self, parent: _Directory, target: bytes, symlinks: list[int], *, make: bool) -> _Directory:
-        symlinks[0] -= 1
-        if symlinks[0] < 0:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        directory = self._root if target.startswith(b"/") else parent
-        for name in target.split(b"/"):
-            if name == b"..":
-                directory = self._directory(directory.path[:-1])
-            elif name not in (b"", b"."):
-                directory = self._enter(directory, name, symlinks, make=make)
-        return directory
-
-    def _make_directory(self, parent: _Directory, name: bytes, mode: int) -> None:
-        """A directory where nothing is, or no directory."""
-        try:
-            os.mkdir(name, mode, dir_fd=parent.fd)
-        except FileExistsError:
-            self._clear(parent, name)
-            os.mkdir(name, mode, dir_fd=parent.fd)
-            self._replaced((*parent.path, name))
-
-    def _clear(self, parent: _Directory, name: bytes) -> None:
-        """Removes whatever stands at the name, a directory with all that is in it."""
-        mode = os.lstat(name, dir_fd=parent.fd).st_mode
-        if not stat.S_ISDIR(mode):
-            os.unlink(name, dir_fd=parent.fd)
-            if stat.S_ISLNK(mode):
-                self._open.clear()  # directories may be open by the way that led through it
-            return
-        shutil.rmtree(name, dir_fd=parent.fd)
-        gone = (*parent.path, name)
-        self._open.clear()
-        self._times = {path: time for path, time in self._times.items() if path[: len(gone)] != gone}
-        self.implied = {path for path in self.implied if path[: len(gone)] != gone}
-        self._late = {path: entry for path, entry in self._late.items() if path[: len(gone)] != gone}
+    def _removed(self, directory: Path) -> None:
+        self._late = {path: entry for path, entry in self._late.items() if path[: len(directory)] != directory}
 
     # Entries.
 
-    def _make(self, parent: _Directory, name: bytes, entry: Entry, stream: TarStream) -> None:
+    def _make(self, parent: OpenDirectory, name: bytes, entry: Entry, stream: TarStream) -> None:
         kind = entry.kind
         if self._late:
             self._late.pop((*parent.path, name), None)  # the last of several wins
@@ -285,12 +166,12 @@ class Tree:
             self._set(parent, name, entry)
         self._wrote((*parent.path, name))
 
-    def _make_file(self, parent: _Directory, name: bytes, entry: Entry, stream: TarStream) -> None:
+    def _make_file(self, parent: OpenDirectory, name: bytes, entry: Entry, stream: TarStream) -> None:
         try:
-            fd = os.open(name, _NEW_FILE, entry.mode, dir_fd=parent.fd)
+            fd = os.open(name, NEW_FILE, entry.mode, dir_fd=parent.fd)
         except FileExistsError:
             self._clear(parent, name)
-            fd = os.open(name, _NEW_FILE, entry.mode, dir_fd=parent.fd)
+            fd = os.open(name, NEW_FILE, entry.mode, dir_fd=parent.fd)
         try:
             if entry.sparse is None:
                 for piece in stream.data():
@@ -308,7 +189,7 @@ class Tree:
             os.close(fd)
         self.size += entry.size
 
-    def _make_or_set_directory(self, parent: _Directory, name: bytes, entry: Entry) -> None:
+    def _make_or_set_directory(self, parent: OpenDirectory, name: bytes, entry: Entry) -> None:
         path = (*parent.path, name)
         try:
             os.mkdir(name, entry.mode, dir_fd=parent.fd)
@@ -326,7 +207,7 @@ class Tree:
         self._times[path] = entry.mtime_ns
         self.implied.discard(path)
 
-    def _make_special(self, parent: _Directory, name: bytes, entry: Entry) -> bool:
+    def _make_special(self, parent: OpenDirectory, name: bytes, entry: Entry) -> bool:
         """A symlink, a device or a FIFO; says whether it was made."""
         if entry.kind == tarstream.SYMLINK:
             os.symlink(entry.linkname, name, dir_fd=parent.fd)
@@ -343,7 +224,7 @@ class Tree:
         os.mknod(name, kind | entry.mode, os.makedev(entry.major, entry.minor), dir_fd=parent.fd)
         return True
 
-    def _set(self, parent: _Directory, name: bytes, entry: Entry) -> None:
+    def _set(self, parent: OpenDirectory, name: bytes, entry: Entry) -> None:
         """Owner, mode, extended attributes and time of what cannot be opened."""
         os.chown(name, entry.uid, entry.gid, dir_fd=parent.fd, follow_symlinks=False)
         if entry.kind != tarstream.SYMLINK:
@@ -380,7 +261,7 @@ class Tree:
                 else:
                     self._warn("extended attributes that cannot be set here are left out", entry)
 
-    def _link(self, parent: _Directory, name: bytes, entry: Entry) -> bool:
+    def _link(self, parent: OpenDirectory, name: bytes, entry: Entry) -> bool:
         """A hard link; False when its target is not there. Owner, mode and the rest of the header do not count."""
         target = clean(entry.linkname)
         if not target:
@@ -404,7 +285,7 @@ class Tree:
             os.link(target[-1], name, src_dir_fd=source.fd, dst_dir_fd=parent.fd, follow_symlinks=False)
         return True
 
-    def _status(self, directory: _Directory, name: bytes) -> os.stat_result:
+    def _status(self, directory: OpenDirectory, name: bytes) -> os.stat_result:
         """Of what stands at the name; what only the layers below have is brought up, as writing to it would."""
         try:
             return os.lstat(name, dir_fd=directory.fd)
@@ -413,7 +294,7 @@ class Tree:
                 raise
         status = os.lstat(name, dir_fd=directory.below)
         if not stat.S_ISDIR(status.st_mode):
-            _bring_up(directory, name, status)
+            bring_up(directory, name, status)
             self._wrote((*directory.path, name))
         return status
 
@@ -434,60 +315,6 @@ class Tree:
 def missing_target(entry: Entry) -> str:
     """For messages."""
     return f"it is a hard link to {_show(entry.linkname)}, which is in no layer"
-
-
-def exists_below(parent: _Directory, name: bytes) -> bool:
-    """Whether the stacked layers below have the name in this directory."""
-    if parent.below == NOTHING:
-        return False
-    try:
-        return not is_whiteout(os.lstat(name, dir_fd=parent.below))
-    except FileNotFoundError:
-        return False
-
-
-def _enter_below(parent: _Directory, name: bytes) -> int:
-    if parent.below == NOTHING:
-        return NOTHING
-    try:
-        return os.open(name, _ENTER, dir_fd=parent.below)
-    except OSError:
-        return NOTHING
-
-
-def _symlink_below(parent: _Directory, name: bytes) -> bytes | None:
-    if parent.below == NOTHING:
-        return None
-    try:
-        return os.readlink(name, dir_fd=parent.below)
-    except OSError:
-        return None
-
-
-def _bring_up(directory: _Directory, name: bytes, status: os.stat_result) -> None:
-    """Copies what is no directory from the layers below, with all its attributes, as overlayfs's copy-up does."""
-    if stat.S_ISREG(status.st_mode):
-        source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.below)
-        target = os.open(name, _NEW_FILE, 0, dir_fd=directory.fd)
-        try:
-            while os.sendfile(target, source, None, 1 << 30):
-                pass
-            os.fchown(target, status.st_uid, status.st_gid)
-            os.fchmod(target, stat.S_IMODE(status.st_mode))
-            for attribute in os.listxattr(source):
-                os.setxattr(target, attribute, os.getxattr(source, attribute))
-            os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
-        finally:
-            os.close(source)
-            os.close(target)
-        return
-    if stat.S_ISLNK(status.st_mode):
-        os.symlink(os.readlink(name, dir_fd=directory.below), name, dir_fd=directory.fd)
-    else:
-        os.mknod(name, status.st_mode, status.st_rdev, dir_fd=directory.fd)
-        os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=directory.fd)
-    os.chown(name, status.st_uid, status.st_gid, dir_fd=directory.fd, follow_symlinks=False)
-    os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=directory.fd, follow_symlinks=False)
 
 
 def _write(fd: int, piece: memoryview) -> None:
@@ -524,11 +351,6 @@ def clean(name: bytes) -> Path:
         elif path:
             path.pop()
     return tuple(path)
-
-
-def is_whiteout(status: os.stat_result) -> bool:
-    """Whether this is overlayfs's whiteout; an image's own 0:0 devices are never made, so it is one of ours."""
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
 def _show(name: bytes) -> str:

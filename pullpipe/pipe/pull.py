@@ -23,14 +23,14 @@ from pullpipe.errors import (
     InvalidDocument,
     LayerError,
     LayerTooLarge,
-    NoSuchPlatform,
     VerificationError,
     WorkerDied,
     WrongBlob,
 )
-from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, ImageConfig, Index, Manifest, Platform, parse_document
+from pullpipe.oci import Descriptor, Platform
 from pullpipe.pipe import settle
 from pullpipe.pipe.fetch import fetch
+from pullpipe.pipe.resolve import resolve
 from pullpipe.pipe.unpack import Channel, Worker, channel
 from pullpipe.pipe.whiteouts import set_trusted
 from pullpipe.pipe.worker import Job, Limits, Result
@@ -40,7 +40,6 @@ from store import Digest, ImageRecord, Ingest, LayerInfo, Staging, Store
 from store.digest import new_hash
 from store.locks import Lock
 
-_NESTED_LIMIT = 4  # an index may name an index, and not for ever
 _POLL = 0.05  # seconds between two looks at a lock that another process holds
 
 
@@ -75,7 +74,7 @@ async def pull(
         return Pulled(record, fetched=False)
     with Worker() as worker:  # starts while the manifest travels
         try:
-            image, documents = await _resolve(source, wanted, reference, options.platform)
+            image, documents = await resolve(source, wanted, reference, options.platform)
         except InvalidDocument as error:
             raise InvalidDocument(f"{reference}: {error}") from error
         await _Layers(source, store, worker, options, progress).provide(image, documents)
@@ -84,53 +83,6 @@ async def pull(
 
 def _is_for(record: ImageRecord, platform: Platform) -> bool:
     return platform.accepts(Platform(record.os, record.architecture, record.variant))
-
-
-async def _resolve(
-    source: Source, wanted: str, reference: str, platform: Platform
-) -> tuple[local.LocalImage, dict[Digest, bytes]]:
-    """Follows indexes to the platform's manifest; returns the image and all documents on the way."""
-    document = await source.document(wanted)
-    resolved = document.digest
-    documents = {document.digest: document.data}
-    parsed = parse_document(document.data, document.media_type)
-    for _ in range(_NESTED_LIMIT):
-        if isinstance(parsed, Manifest):
-            break
-        chosen = parsed.choose(platform, reference)
-        document = await source.document(str(chosen.digest))
-        if document.digest != chosen.digest or len(document.data) != chosen.size:
-            raise VerificationError(f"the manifest {chosen.digest} is not what the index of {reference} promises")
-        documents[document.digest] = document.data
-        parsed = parse_document(document.data, document.media_type)
-    if isinstance(parsed, Index):
-        raise InvalidDocument(f"{reference} nests indexes more than {_NESTED_LIMIT} deep")
-    documents[parsed.config.digest] = data = await _small_blob(source, parsed.config)
-    config = ImageConfig.parse(data, layers=len(parsed.layers))
-    if resolved == document.digest and not platform.accepts(config.platform):
-        # A lone manifest says only in its config what it is for; an index's word counts for its entries.
-        raise NoSuchPlatform(f"{reference} is for {config.platform}, not {platform}; choose it with --platform")
-    record = ImageRecord(reference, document.digest, parsed.media_type, len(document.data), resolved, *config.platform)
-    return local.LocalImage(record, parsed, config), documents
-
-
-async def _small_blob(source: Source, descriptor: Descriptor) -> bytes:
-    """A config, in memory, proven."""
-    if descriptor.size > DOCUMENT_LIMIT:
-        raise InvalidDocument(
-            f"the config {descriptor.digest} claims {descriptor.size} bytes; {DOCUMENT_LIMIT} is the limit"
-        )
-    data = b""
-    async with source.blob(descriptor, 0) as stream:
-        async for piece in stream.pieces:
-            data += piece
-            if len(data) > descriptor.size:
-                break
-    if len(data) != descriptor.size or not descriptor.digest.matches(data):
-        raise VerificationError(
-            f"the config's bytes do not have the digest {descriptor.digest}; the source is damaged or lying"
-        )
-    return data
 
 
 class _Parents(NamedTuple):

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from pullpipe.errors import LayerError
 from pullpipe.oci import chain_ids
-from pullpipe.pipe.directory import is_whiteout
+from pullpipe.pipe.below import is_whiteout
 from store import Digest, LayerInfo, StackInfo, Staging, Store
 
 _OPAQUE = "trusted.overlay.opaque"

@@ -15,16 +15,8 @@ import os
 import stat
 from collections.abc import Iterable
 
-from pullpipe.pipe.directory import (
-    NOTHING,
-    Path,
-    Tree,
-    _Directory,
-    describe,
-    exists_below,
-    is_whiteout,
-    missing_target,
-)
+from pullpipe.pipe.below import NOTHING, OpenDirectory, Path, exists_below, is_whiteout
+from pullpipe.pipe.directory import Tree, describe, missing_target
 from pullpipe.pipe.tarstream import Entry
 
 _OPAQUE = b"trusted.overlay.opaque"
@@ -57,7 +49,7 @@ class OverlayTree(Tree):
             path for path in self._hiding if not any(path[:depth] in self._opaque for depth in range(len(path) + 1))
         }
 
-    def _hide(self, parent: _Directory, name: bytes) -> None:
+    def _hide(self, parent: OpenDirectory, name: bytes) -> None:
         if self._root.below != NOTHING and not exists_below(parent, name):
             return
         self._hiding.add(parent.path)
@@ -73,7 +65,7 @@ class OverlayTree(Tree):
         """Directories of which an entry says that they are opaque, and none what they are: they stay what they were."""
         return self._emptied & self.implied
 
-    def _hide_below(self, directory: _Directory) -> None:
+    def _hide_below(self, directory: OpenDirectory) -> None:
         self._emptied.add(directory.path)
         self._make_opaque(directory.path)
 
@@ -143,7 +135,7 @@ class FlatTree(Tree):
             self._mine.add(path)
             path = path[:-1]
 
-    def _hide(self, parent: _Directory, name: bytes) -> None:
+    def _hide(self, parent: OpenDirectory, name: bytes) -> None:
         try:
             status = os.lstat(name, dir_fd=parent.fd)
         except FileNotFoundError:
@@ -154,7 +146,7 @@ class FlatTree(Tree):
         elif stat.S_ISDIR(status.st_mode):
             self._hide_below(self._directory(path))
 
-    def _hide_below(self, directory: _Directory) -> None:
+    def _hide_below(self, directory: OpenDirectory) -> None:
         fd = os.open(".", _OPEN, dir_fd=directory.fd)
         try:
             names = os.listdir(fd)

@@ -32,7 +32,8 @@ from typing import Any, NamedTuple
 
 from pullpipe import linux
 from pullpipe.errors import LayerError, LayerTooLarge
-from pullpipe.pipe.directory import NOTHING, Path, Tree
+from pullpipe.pipe.below import NOTHING, Path
+from pullpipe.pipe.directory import Tree
 from pullpipe.pipe.inflate import inflate
 from pullpipe.pipe.tarstream import TarStream
 from pullpipe.pipe.whiteouts import FlatTree, OverlayTree

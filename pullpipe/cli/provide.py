@@ -1,0 +1,33 @@
+"""Having an image in the store, for the commands that need one."""
+
+from __future__ import annotations
+
+import argparse
+
+from pullpipe import local
+from pullpipe.cli.common import platform_of, require_root
+from pullpipe.errors import NotFound
+from pullpipe.oci import Platform
+from pullpipe.reference import Reference
+from store import ImageRecord, Store
+
+
+def provide(store: Store, reference: Reference, arguments: argparse.Namespace) -> ImageRecord:
+    """Has the image in the store by the policy that was asked for, and returns its record.
+
+    An image that is here and need not be asked for costs no network, and no import of what speaks to it.
+    """
+    platform = platform_of(arguments)
+    record = store.images.get(str(reference))
+    if record is not None and not platform.accepts(Platform(record.os, record.architecture, record.variant)):
+        record = None
+    if record is not None and local.load_whole(store, record) is None:
+        record = None
+    if record is not None and (arguments.policy in ("missing", "never") or reference.digest is not None):
+        return record
+    if arguments.policy == "never":
+        raise NotFound(f"{reference} for {platform} is not in the store, and --policy never forbids to pull it")
+    require_root("pulling")
+    from pullpipe.cli.network import pull_from_registry
+
+    return pull_from_registry(store, reference, arguments, platform, record)

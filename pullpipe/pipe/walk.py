@@ -1,0 +1,134 @@
+"""Directories of a tree in the making: entered, made and removed, and every one of them inside the root.
+
+How nothing can get out: a directory is entered one name at a time, from the directory before it, with `O_NOFOLLOW`, and
+stays open; a symlink on the way is read and followed here, inside the root, where `/` is the tree's own root and `..`
+stops there. No string is ever compared to decide what lies inside. (In a worker the process is in a chroot besides.)
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+
+from pullpipe.pipe.below import ENTER, NOTHING, OpenDirectory, Path, enter_below, symlink_below
+
+DEPTH_LIMIT = 512  # directories in directories; removing a tree recurses, and the kernel's longest path has 2048
+_SYMLINKS_LIMIT = 40  # on the way to one directory; the kernel's own limit
+_OPEN_LIMIT = 256  # directories held open; the usual limit of a process is 1024 files
+
+
+class Walk:
+    """The directories below the open directory `root`.
+
+    `below` is the open root of the stacked layers below, for a layer that cannot be unpacked without them: a directory
+    that is not here may be a symlink there.
+    """
+
+    def __init__(self, root: int, below: int) -> None:
+        self._root = OpenDirectory(os.dup(root), (), below if below == NOTHING else os.dup(below))
+        self._open: dict[Path, OpenDirectory] = {}
+        self._times: dict[Path, int] = {}  # to be set at the end: every new child changes them
+        self.implied: set[Path] = {()}  # directories, the root among them, that no entry has described
+
+    # What whoever walks may want to know of.
+
+    def _is_opaque(self, path: Path) -> bool:
+        """Whether the directory hides what is below it."""
+        return False
+
+    def _implied(self, path: Path) -> None:
+        """Told of a directory that has been made on the way to another."""
+
+    def _replaced(self, directory: Path) -> None:
+        """Told of a directory that has been made where this layer had put something else, or a whiteout."""
+
+    def _removed(self, directory: Path) -> None:
+        """Told of a directory that is gone with all that was in it."""
+
+    def _directory(self, path: Path, *, make: bool = True) -> OpenDirectory:
+        """The directory, entered name by name; with `make`, what is missing on the way is made.
+
+        Raises `FileNotFoundError` without `make`.
+        """
+        found = self._open.get(path)
+        if found is not None or not path:
+            return found or self._root
+        known = len(path) - 1
+        while known and path[:known] not in self._open:
+            known -= 1
+        directory = self._open[path[:known]] if known else self._root
+        symlinks = [_SYMLINKS_LIMIT]
+        for depth in range(known, len(path)):
+            directory = self._enter(directory, path[depth], symlinks, make=make)
+            if len(self._open) >= _OPEN_LIMIT:
+                self._open.clear()
+            self._open[path[: depth + 1]] = directory
+        return directory
+
+    def _enter(self, parent: OpenDirectory, name: bytes, symlinks: list[int], *, make: bool) -> OpenDirectory:
+        path = (*parent.path, name)
+        if len(path) > DEPTH_LIMIT:  # by symlinks that lead ever deeper
+            raise OSError(errno.ENAMETOOLONG, f"nested more than {DEPTH_LIMIT} directories deep")
+        hides = True  # whether what is here hides what is below
+        try:
+            fd = os.open(name, ENTER, dir_fd=parent.fd)
+        except FileNotFoundError:
+            hides = False
+        except NotADirectoryError:
+            if stat.S_ISLNK(os.lstat(name, dir_fd=parent.fd).st_mode):
+                return self._follow(parent, os.readlink(name, dir_fd=parent.fd), symlinks, make=make)
+        else:
+            if path not in self._times:  # a directory that was there before us keeps its time
+                self._times[path] = os.fstat(fd).st_mtime_ns
+            return OpenDirectory(fd, path, NOTHING if self._is_opaque(path) else enter_below(parent, name))
+        below = NOTHING if hides else enter_below(parent, name)
+        if below == NOTHING and not hides and (target := symlink_below(parent, name)) is not None:
+            return self._follow(parent, target, symlinks, make=make)
+        if not make:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        self._make_directory(parent, name, 0o755)
+        # In a setgid directory it would be setgid, too, and of that group.
+        os.chown(name, 0, 0, dir_fd=parent.fd, follow_symlinks=False)
+        os.chmod(name, 0o755, dir_fd=parent.fd)
+        self.implied.add(path)
+        self._times[path] = 0
+        self._implied(path)
+        return OpenDirectory(os.open(name, ENTER, dir_fd=parent.fd), path, below)
+
+    def _follow(self, parent: OpenDirectory, target: bytes, symlinks: list[int], *, make: bool) -> OpenDirectory:
+        symlinks[0] -= 1
+        if symlinks[0] < 0:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        directory = self._root if target.startswith(b"/") else parent
+        for name in target.split(b"/"):
+            if name == b"..":
+                directory = self._directory(directory.path[:-1])
+            elif name not in (b"", b"."):
+                directory = self._enter(directory, name, symlinks, make=make)
+        return directory
+
+    def _make_directory(self, parent: OpenDirectory, name: bytes, mode: int) -> None:
+        """A directory where nothing is, or no directory."""
+        try:
+            os.mkdir(name, mode, dir_fd=parent.fd)
+        except FileExistsError:
+            self._clear(parent, name)
+            os.mkdir(name, mode, dir_fd=parent.fd)
+            self._replaced((*parent.path, name))
+
+    def _clear(self, parent: OpenDirectory, name: bytes) -> None:
+        """Removes whatever stands at the name, a directory with all that is in it."""
+        mode = os.lstat(name, dir_fd=parent.fd).st_mode
+        if not stat.S_ISDIR(mode):
+            os.unlink(name, dir_fd=parent.fd)
+            if stat.S_ISLNK(mode):
+                self._open.clear()  # directories may be open by the way that led through it
+            return
+        shutil.rmtree(name, dir_fd=parent.fd)
+        gone = (*parent.path, name)
+        self._open.clear()
+        self._times = {path: time for path, time in self._times.items() if path[: len(gone)] != gone}
+        self.implied = {path for path in self.implied if path[: len(gone)] != gone}
+        self._removed(gone)
