@@ -9,6 +9,8 @@ import ctypes
 import errno
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from pullpipe.errors import KernelRefused
@@ -90,6 +92,23 @@ def unshare(flags: int) -> None:
     """unshare(2), by `CLONE_NEW…` flags."""
     if _libc.unshare(flags) != 0:
         _refused("make new namespaces")
+
+
+@contextmanager
+def new_pid_namespace() -> Iterator[None]:
+    """The first process that this thread starts in the block becomes PID 1 of a new namespace: nothing in it can name,
+    signal or trace a process outside, and all of it ends with that one. Afterwards children are our own again.
+    """
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        unshare(CLONE_NEWPID)
+        try:
+            yield
+        finally:
+            if _libc.setns(own, CLONE_NEWPID) != 0:
+                _refused("leave a PID namespace")
+    finally:
+        os.close(own)
 
 
 def end_with_parent(signal: int) -> None:

@@ -56,6 +56,7 @@ async def settle(
     """
     made: list[Staging[LayerInfo]] = []
     stack: list[Layer] = []  # the topmost first
+    root: str | None = None  # the topmost tree whose root an entry describes; an opaque one keeps what it was
     for layer in layers:
         settled = layer
         if _needs_parents(layer, [below.files for below in stack]):
@@ -68,10 +69,16 @@ async def settle(
                 files = variant.files
             published = os.path.relpath(store.variants.files(layer.chain_id), store.root)
             settled = layer._replace(files=files, published=published, info=info, is_variant=True)
+        if "" not in settled.info.implied:
+            root = settled.files
         if settled.info.opaque_root:
             stack.clear()
         stack = [settled, *(below for below in stack if below.files != settled.files)]
     _write_directories(stack, staging.files)
+    if root is not None:
+        _copy_attributes(root, staging.files)
+    else:
+        os.utime(staging.files, (0, 0))
     stack = [layer for layer in stack if layer.info.entries]
     lower = [layer.published for layer in stack]
     if os.listdir(staging.files):
@@ -178,11 +185,6 @@ def _write_directories(stack: Sequence[Layer], target: str) -> None:
         number = _describing(found, implied, path)
         source = trees[found[0][0] if number is None else number]
         _copy_attributes(os.path.join(source, path), os.path.join(target, path))
-    root = next((tree for tree, paths in zip(trees, implied, strict=True) if "" not in paths), None)
-    if root is not None:
-        _copy_attributes(root, target)
-    else:
-        os.utime(target, (0, 0))
 
 
 def _describing(found: list[tuple[int, os.stat_result]], implied: Sequence[set[str]], path: str) -> int | None:

@@ -27,6 +27,7 @@ _ZEROS = bytes(BLOCK)
 _EXTENDED_LIMIT = 1 << 20  # of one x, g, L or K header's data; Go's limit, too
 _MEMORY_LIMIT = 4096  # entries of the memo for mode, owner and group
 _SECONDS_LIMIT = 1 << 62  # of a time: no kernel takes more
+_SIZE_LIMIT = (1 << 63) - 1  # bytes of a file
 _ID_LIMIT = (1 << 32) - 2  # of an owner or group; the one above means "leave it" to chown
 
 REGULAR, HARDLINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
@@ -129,14 +130,22 @@ class TarStream:
             raise _error(self._base, f"the archive is truncated: {self._left} more bytes of data should follow")
 
     def _skip(self) -> None:
-        self._left += self._padding
-        self._padding = 0
-        if self._left <= len(self._buffer) - self._at:  # nearly always
-            self._at += self._left
-            self._left = 0
-        else:
-            for _ in self.data():
-                pass
+        """Passes over what is left of the data and its padding; Go's writers leave out the last padding of all."""
+        if self._left + self._padding <= len(self._buffer) - self._at:  # nearly always
+            self._at += self._left + self._padding
+            self._left = self._padding = 0
+            return
+        for _ in self.data():
+            pass
+        while self._padding:
+            if self._at == len(self._buffer):
+                self._base += len(self._buffer)
+                self._buffer, self._at = self._read(), 0
+                if not self._buffer:
+                    self._padding = 0
+            step = min(self._padding, len(self._buffer) - self._at)
+            self._at += step
+            self._padding -= step
 
     def _header(self, offset: int) -> bytes:
         """The next header block, its checksum proven; empty at the archive's end."""
@@ -231,8 +240,8 @@ class TarStream:
             if b"mtime" in records:
                 mtime_ns = _time(records[b"mtime"], offset)
             xattrs = _xattrs(records, offset)
-        if size < 0:
-            raise _error(offset, f"negative size {size} of {name[:200]!r}")
+        if not 0 <= size <= _SIZE_LIMIT:
+            raise _error(offset, f"{name[:200]!r} has the size {size}, which no file can have")
         if not (0 <= uid <= _ID_LIMIT and 0 <= gid <= _ID_LIMIT):
             raise _error(offset, f"owner {uid}:{gid} of {name[:200]!r} is out of range")
         known = _KINDS.get(kind)
@@ -282,6 +291,9 @@ class TarStream:
         if records.get(_SPARSE + b"major", b"0") == b"0":
             listed = records.get(_SPARSE + b"map", b"")
             numbers = [_decimal(number, "sparse map", offset) for number in listed.split(b",") if listed]
+            count = records.get(_SPARSE + b"numblocks")
+            if count is not None and 2 * _decimal(count, "sparse map", offset) != len(numbers):
+                raise _error(offset, "a sparse file's map has another length than it announces")
         else:
             numbers = self._numbers_in_data(offset)
         return self._sparse(_decimal(size, "size of a sparse file", offset), numbers, offset)
@@ -311,7 +323,7 @@ class TarStream:
             if start < end or length < 0:
                 raise _error(offset, "a sparse file's segments overlap, or are out of order")
             end = start + length
-        if len(numbers) % 2 or end > size or sum(length for _, length in segments) != self._left:
+        if len(numbers) % 2 or end > size or size > _SIZE_LIMIT or sum(length for _, length in segments) != self._left:
             raise _error(offset, "a sparse file's map does not fit its size")
         return Sparse(size, segments)
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from pullpipe import linux
 from pullpipe.errors import LayerError, LayerTooLarge, WorkerDied
 from pullpipe.pipe.worker import Job, Result
 
@@ -29,7 +30,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        with theirs, linux.new_pid_namespace():
             # The modules come from where ours come from, whatever the directory we stand in holds.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "pullpipe.pipe.worker", str(theirs.fileno())],

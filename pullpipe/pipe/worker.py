@@ -5,8 +5,9 @@
 Each message on that socket is one layer: a `Job` as JSON, with three descriptors: the job's own stream socket, the
 blob's file, the directory to unpack into. The worker forks for each, with everything already imported, and goes on
 listening; so layers are unpacked in processes of their own (two extracting threads in one process hold each other up on
-the GIL), and none costs the start of an interpreter. It ends when its owner closes the socket or dies. It has a network
-namespace of its own, with nothing in it.
+the GIL), and none costs the start of an interpreter. It ends when its owner closes the socket or dies, and all jobs
+with it: its owner has started it as the first process of a PID namespace. It has a network namespace of its own, too,
+with nothing in it.
 
 On a job's socket, lines both ways. From the owner: how many bytes of the blob are in its file so far, in decimal; the
 owner closes it to give the job up. To the owner: JSON, any number of {"unpacked": bytes of the tar stream so far}, then
@@ -101,12 +102,8 @@ def serve(control: socket.socket) -> None:
         message, descriptors, _, _ = socket.recv_fds(control, MESSAGE_LIMIT, 3)
         if not message:
             return
-        worker = os.getpid()
         if os.fork() == 0:
             control.close()
-            linux.end_with_parent(signal.SIGKILL)
-            if os.getppid() != worker:  # it was killed before that held
-                os._exit(1)
             fields = json.loads(message)
             _run_job(Job(**{**fields, "limits": Limits(*fields["limits"])}), *descriptors)
         for fd in descriptors:

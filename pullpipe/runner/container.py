@@ -94,11 +94,11 @@ def _start(store: Store, container: Container, planned: Command, options: Option
         files=_network_files(store.containers.path(container), hostname),
     )
     ours, theirs = socket.socketpair()
-    linux.unshare(linux.CLONE_NEWPID)  # for the next child, not for this process
-    pid = os.fork()
-    if pid == 0:
-        ours.close()
-        _become(plan, planned, options, theirs)
+    with linux.new_pid_namespace():
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            _become(plan, planned, options, theirs)
     theirs.close()
     try:
         with ours, _Signals(pid) as signals:
