@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # What the tests use of Debian: a real registry, real peers, what builds images. COMMAND:PACKAGE.
 TOOLS := docker-registry:docker-registry skopeo:skopeo umoci:umoci ldd:libc-bin zstd:zstd tmux:tmux
 
-.PHONY: demo test check bench tools clean
+.PHONY: demo test check fuzz bench tools clean
 
 demo: $(BIN)/pullpipe
 	$(BIN)/pullpipe demo
@@ -19,6 +19,14 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Some half an hour: thousands of cases of what `make test` tries a few of; then, where atheris installs, by coverage.
+fuzz: $(VENV)/.test
+	PULLPIPE_FUZZ_CASES=3000 timeout 3600 $(BIN)/python -m pytest --timeout 1800 \
+	    tests/pipe/test_differential.py tests/pipe/test_fuzz_bytes.py
+	$(BIN)/pip install --quiet atheris || true
+	timeout 300 $(BIN)/python -m tests.fuzz_atheris tarstream --runs 5000000 --seconds 240
+	timeout 300 $(BIN)/python -m tests.fuzz_atheris inflate --runs 5000000 --seconds 240
 
 bench: $(BIN)/pullpipe
 	$(BIN)/pip install --quiet --editable '.[bench]'
