@@ -20,6 +20,8 @@ from pullpipe.pipe.below import NEW_FILE, NOTHING, OpenDirectory, Path, bring_up
 from pullpipe.pipe.tarstream import Entry, Sparse, TarStream
 from pullpipe.pipe.walk import DEPTH_LIMIT, Walk
 
+_TRUSTED_LIMIT = 8 << 20  # bytes of trusted attributes, which the worker holds and hands on
+_SYMLINKS_LIMIT = 40  # between a link that has to wait and another's name
 # Overlayfs's own attributes: an image that carries them would steer the stack it becomes part of.
 _OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")
 # Not the archive's fault: the caller hears of them as what they are.
@@ -47,6 +49,7 @@ class Tree(Walk):
         self.whiteouts = 0
         self.opaque_root = False
         self.trusted: list[tuple[Path, bytes, bytes]] = []  # attributes for `whiteouts.set_trusted`
+        self._trusted_size = 0
         self._warned: dict[str, tuple[str, int]] = {}
 
     def apply(self, entry: Entry, stream: TarStream) -> None:
@@ -79,24 +82,30 @@ class Tree(Walk):
 
     def finish(self) -> None:
         """Makes the hardlinks that came before their targets, and sets the directories' times."""
-        while self._late:
-            waiting = self._late
-            self._late = {}
-            for path, entry in waiting.items():
+        for _ in range(_SYMLINKS_LIMIT):
+            before = len(self._late)
+            self._link_late()
+            if not self._late or len(self._late) == before:
+                break
+        for entry in self._late.values():
+            self._cannot_link(entry)
+        self._set_times()
+
+    def _link_late(self) -> None:
+        """One pass over the links that had to wait, each after its target where that is such a link itself."""
+        waiting, self._late = self._late, {}
+        while waiting:
+            path = next(iter(waiting))
+            chain = []
+            while path in waiting:
+                chain.append((path, waiting.pop(path)))
+                path = clean(chain[-1][1].linkname)
+            for name, entry in reversed(chain):
                 try:
-                    if not self._link(self._directory(path[:-1]), path[-1], entry):
-                        self._late[path] = entry
+                    if not self._link(self._directory(name[:-1]), name[-1], entry):
+                        self._late[name] = entry
                 except OSError as error:
                     raise _blame(entry, error) from error
-            if len(self._late) == len(waiting):  # links to links came one further each time
-                for entry in waiting.values():
-                    self._cannot_link(entry)
-                break
-        for path, mtime_ns in self._times.items():
-            if path:
-                os.utime(path[-1], ns=(mtime_ns, mtime_ns), dir_fd=self._directory(path[:-1]).fd, follow_symlinks=False)
-            else:
-                os.utime(self._root.fd, ns=(mtime_ns, mtime_ns))
 
     def _is_whiteout(self, path: Path, entry: Entry) -> bool:
         """Whether the entry only hides something, or is nothing; whatever its type, the name decides."""
@@ -139,6 +148,8 @@ class Tree(Walk):
         self._wrote(path)
 
     def _removed(self, directory: Path) -> None:
+        if not self._late:
+            return
         self._late = {path: entry for path, entry in self._late.items() if path[: len(directory)] != directory}
 
     # Entries.
@@ -204,7 +215,7 @@ class Tree(Walk):
                 self._set_xattrs(fd, path, entry)
             finally:
                 os.close(fd)
-        self._times[path] = entry.mtime_ns
+        self._know(path, entry.mtime_ns)
         self.implied.discard(path)
 
     def _make_special(self, parent: OpenDirectory, name: bytes, entry: Entry) -> bool:
@@ -257,9 +268,15 @@ class Tree(Walk):
                 if error.errno not in (errno.EPERM, errno.ENOTSUP):
                     raise
                 if name.startswith(b"trusted."):
-                    self.trusted.append((path, name, value))
+                    self._remember_trusted(path, name, value, entry)
                 else:
                     self._warn("extended attributes that cannot be set here are left out", entry)
+
+    def _remember_trusted(self, path: Path, name: bytes, value: bytes, entry: Entry) -> None:
+        self._trusted_size += len(name) + len(value) + sum(map(len, path))
+        if self._trusted_size > _TRUSTED_LIMIT:
+            raise _error(entry, "the layer has too many trusted attributes in all")
+        self.trusted.append((path, name, value))
 
     def _link(self, parent: OpenDirectory, name: bytes, entry: Entry) -> bool:
         """A hard link; False when its target is not there. Owner, mode and the rest of the header do not count."""

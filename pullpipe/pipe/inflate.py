@@ -50,22 +50,25 @@ class _Source:
     def __init__(self, read: Callable[[], bytes]) -> None:
         self._read = read
         self._ahead = b""
+        self._at = 0  # in what is ahead: a decoder may take three bytes of it at a time
 
     def take(self, limit: int) -> bytes:
         """At most `limit` of the next bytes, and at least one unless this is the end."""
-        data = self._ahead or self._read()
-        self._ahead = data[limit:]
-        return data[:limit] if self._ahead else data
+        if self._at == len(self._ahead):
+            self._ahead, self._at = self._read(), 0
+        data = self._ahead[self._at : self._at + limit]
+        self._at += len(data)
+        return data
 
     def peek(self, count: int) -> bytes:
         """The next `count` bytes without taking them; fewer only at the end."""
-        while len(self._ahead) < count and (more := self._read()):
-            self._ahead += more
-        return self._ahead[:count]
+        while len(self._ahead) - self._at < count and (more := self._read()):
+            self._ahead, self._at = self._ahead[self._at :] + more, 0
+        return self._ahead[self._at : self._at + count]
 
     def give_back(self, data: bytes) -> None:
         """Puts back what was taken last."""
-        self._ahead = data + self._ahead
+        self._ahead, self._at = data + self._ahead[self._at :], 0
 
     def pieces(self) -> Iterator[bytes]:
         """All that is left."""

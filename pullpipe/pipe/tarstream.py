@@ -25,6 +25,7 @@ from pullpipe.errors import LayerError
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
 _EXTENDED_LIMIT = 1 << 20  # of one x, g, L or K header's data; Go's limit, too
+_RECORDS_LIMIT = 4096  # in all headers that count for one entry
 _MEMORY_LIMIT = 4096  # entries of the memo for mode, owner and group
 _SECONDS_LIMIT = 1 << 62  # of a time: no kernel takes more
 _SIZE_LIMIT = (1 << 63) - 1  # bytes of a file
@@ -44,6 +45,7 @@ _PAX_LOCAL, _PAX_SOLARIS, _PAX_GLOBAL, _GNU_LONG_NAME, _GNU_LONG_LINK = b"x", b"
 _EXTENDED = frozenset({_PAX_LOCAL, _PAX_SOLARIS, _PAX_GLOBAL, _GNU_LONG_NAME, _GNU_LONG_LINK, _GNU_VOLUME})
 
 _SPARSE = b"GNU.sparse."
+_TEXTS = frozenset({b"path", b"linkpath", b"uname", b"gname", _SPARSE + b"name"})
 _SPARSE_LIST = frozenset({_SPARSE + b"offset", _SPARSE + b"numbytes"})
 _SEGMENTS_LIMIT = 1 << 16  # of one sparse file; GNU tar makes one for each run of data
 _TIME = re.compile(rb"(-?)([0-9]+)(?:\.([0-9]*))?")
@@ -194,6 +196,7 @@ class TarStream:
             return
         if kind == _PAX_GLOBAL:
             self._globals.update(_records(data, offset))
+            _check_total(self._globals, offset)
             return
         if kind in (_GNU_LONG_NAME, _GNU_LONG_LINK):
             records = {b"path" if kind == _GNU_LONG_NAME else b"linkpath": data.partition(b"\0")[0]}
@@ -202,6 +205,7 @@ class TarStream:
         if twice := records.keys() & local.keys():
             raise _error(offset, f"two extended headers give {sorted(twice)[0]!r} for one entry")
         local.update(records)
+        _check_total(local, offset)
 
     def _entry(self, kind: bytes, header: bytes, offset: int, local: dict[bytes, bytes]) -> Entry:
         numbers = header[100:124]
@@ -392,7 +396,7 @@ def _records(data: bytes, offset: int) -> dict[bytes, bytes]:
         key, equals, value = record[:-1].partition(b"=")
         if not equals or not key or length > len(data) - at or record[-1:] != b"\n":
             raise _error(offset, f"malformed extended header at its byte {at}: {data[at : at + 40]!r}")
-        if b"\0" in key or (b"\0" in value and key in (b"path", b"linkpath", b"uname", b"gname")):
+        if b"\0" in key or (b"\0" in value and key in _TEXTS):
             raise _error(offset, f"a NUL in the extended header's {key[:40]!r}")
         if key in _SPARSE_LIST:  # the form 0.0 repeats these; together they are the form 0.1's map
             value = records.pop(_SPARSE + b"map", b"") + b"," + value
@@ -404,6 +408,12 @@ def _records(data: bytes, offset: int) -> dict[bytes, bytes]:
     return records
 
 
+def _check_total(records: dict[bytes, bytes], offset: int) -> None:
+    """Headers add up: what all of them together say is held in memory, and looked through for each entry."""
+    if len(records) > _RECORDS_LIMIT or sum(map(len, records.values())) > 2 * _EXTENDED_LIMIT:
+        raise _error(offset, "the extended headers say too much in all")
+
+
 def _xattrs(records: dict[bytes, bytes], offset: int) -> dict[bytes, bytes]:
     """Extended attributes; star's form wins over libarchive's, which says the same in base64."""
     xattrs = {}
@@ -413,7 +423,10 @@ def _xattrs(records: dict[bytes, bytes], offset: int) -> dict[bytes, bytes]:
                 decoded = base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
             except ValueError as error:
                 raise _error(offset, f"the extended header's {key[:80]!r} is not base64") from error
-            xattrs[unquote_to_bytes(key.removeprefix(_LIBARCHIVE_XATTR))] = decoded
+            name = unquote_to_bytes(key.removeprefix(_LIBARCHIVE_XATTR))
+            if b"\0" in name:
+                raise _error(offset, f"a NUL in the extended header's {key[:80]!r}")
+            xattrs[name] = decoded
     for key, value in records.items():
         if key.startswith(_SCHILY_XATTR):
             xattrs[key.removeprefix(_SCHILY_XATTR)] = value

@@ -100,14 +100,15 @@ class Channel:
         """The job's next message; None when it has ended."""
         try:
             line = await self._reader.readline()
-        except ConnectionError:
+        except (ConnectionError, ValueError):  # ValueError: longer than any that a sound worker sends
             return None
         return json.loads(line) if line.endswith(b"\n") else None
 
     async def drain(self) -> None:
         """Waits for the end of the job's process."""
-        while await self.hear() is not None:
-            pass
+        with contextlib.suppress(ConnectionError):
+            while await self._reader.read(1 << 16):
+                pass
 
     async def close(self) -> None:
         """Closes both ends, as far as they are ours."""

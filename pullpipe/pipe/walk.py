@@ -16,6 +16,7 @@ from pullpipe.pipe.below import ENTER, NOTHING, OpenDirectory, Path, enter_below
 
 DEPTH_LIMIT = 512  # directories in directories; removing a tree recurses, and the kernel's longest path has 2048
 _SYMLINKS_LIMIT = 40  # on the way to one directory; the kernel's own limit
+_NAMES_LIMIT = 4_000_000  # they are held in memory; 300,000 directories nine deep have fewer
 _OPEN_LIMIT = 256  # directories held open; the usual limit of a process is 1024 files
 
 
@@ -30,6 +31,8 @@ class Walk:
         self._root = OpenDirectory(os.dup(root), (), below if below == NOTHING else os.dup(below))
         self._open: dict[Path, OpenDirectory] = {}
         self._times: dict[Path, int] = {}  # to be set at the end: every new child changes them
+        self._names = 0  # in the paths of all directories that are known
+        self._cleared = False  # whether some of them may be gone
         self.implied: set[Path] = {()}  # directories, the root among them, that no entry has described
 
     # What whoever walks may want to know of.
@@ -81,7 +84,7 @@ class Walk:
                 return self._follow(parent, os.readlink(name, dir_fd=parent.fd), symlinks, make=make)
         else:
             if path not in self._times:  # a directory that was there before us keeps its time
-                self._times[path] = os.fstat(fd).st_mtime_ns
+                self._know(path, os.fstat(fd).st_mtime_ns)
             return OpenDirectory(fd, path, NOTHING if self._is_opaque(path) else enter_below(parent, name))
         below = NOTHING if hides else enter_below(parent, name)
         if below == NOTHING and not hides and (target := symlink_below(parent, name)) is not None:
@@ -93,7 +96,7 @@ class Walk:
         os.chown(name, 0, 0, dir_fd=parent.fd, follow_symlinks=False)
         os.chmod(name, 0o755, dir_fd=parent.fd)
         self.implied.add(path)
-        self._times[path] = 0
+        self._know(path, 0)
         self._implied(path)
         return OpenDirectory(os.open(name, ENTER, dir_fd=parent.fd), path, below)
 
@@ -127,8 +130,29 @@ class Walk:
                 self._open.clear()  # directories may be open by the way that led through it
             return
         shutil.rmtree(name, dir_fd=parent.fd)
-        gone = (*parent.path, name)
         self._open.clear()
-        self._times = {path: time for path, time in self._times.items() if path[: len(gone)] != gone}
-        self.implied = {path for path in self.implied if path[: len(gone)] != gone}
-        self._removed(gone)
+        self._cleared = True
+        self._removed((*parent.path, name))
+
+    def _know(self, path: Path, mtime_ns: int) -> None:
+        """Remembers a directory, and the time that it is to have."""
+        self._names += 0 if path in self._times else len(path)
+        if self._names > _NAMES_LIMIT:
+            raise OSError(errno.E2BIG, "its directories have too many names in all")
+        self._times[path] = mtime_ns
+
+    def _set_times(self) -> None:
+        """Gives the directories their times, and forgets those that are gone."""
+        for path, mtime_ns in self._times.items():
+            if not path:
+                os.utime(self._root.fd, ns=(mtime_ns, mtime_ns))
+                continue
+            try:
+                parent = self._directory(path[:-1], make=False)
+                there = not self._cleared or stat.S_ISDIR(os.lstat(path[-1], dir_fd=parent.fd).st_mode)
+            except FileNotFoundError:
+                there = False
+            if there:
+                os.utime(path[-1], ns=(mtime_ns, mtime_ns), dir_fd=parent.fd, follow_symlinks=False)
+            else:
+                self.implied.discard(path)

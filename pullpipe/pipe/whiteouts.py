@@ -74,7 +74,8 @@ class OverlayTree(Tree):
 
     def _cannot_link(self, entry: Entry) -> None:
         if self._root.below == NOTHING:
-            self.unresolved.append(describe(entry, missing_target(entry)))  # a layer below may have it
+            if not self.unresolved:  # one is enough to unpack it again, where a layer below may have the target
+                self.unresolved.append(describe(entry, missing_target(entry)))
         else:
             super()._cannot_link(entry)
 
@@ -147,10 +148,17 @@ class FlatTree(Tree):
             self._hide_below(self._directory(path))
 
     def _hide_below(self, directory: OpenDirectory) -> None:
-        fd = os.open(".", _OPEN, dir_fd=directory.fd)
-        try:
-            names = os.listdir(fd)
-        finally:
-            os.close(fd)
-        for name in names:
-            self._hide(directory, os.fsencode(name))
+        todo = [directory.path]  # no recursion: a tree may be as deep as Python recurses
+        while todo:
+            parent = self._directory(todo.pop())
+            fd = os.open(".", _OPEN, dir_fd=parent.fd)
+            try:
+                with os.scandir(fd) as entries:
+                    found = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
+            finally:
+                os.close(fd)
+            for name, is_directory in found:
+                if (*parent.path, name) not in self._mine:
+                    self._clear(parent, name)
+                elif is_directory:
+                    todo.append((*parent.path, name))

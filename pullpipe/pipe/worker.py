@@ -43,6 +43,7 @@ from store.digest import new_hash
 READ = 256 << 10  # bytes of the blob at a time
 _QUEUED = 8  # pieces between two threads: 2 MiB, enough to ride out each other's pauses
 _RATIO_FROM = 1 << 30  # bytes of tar stream from which on the ratio counts
+_ANSWER_LIMIT = 8 << 20  # characters of paths; JSON may take six bytes for one
 _REPORT = 8 << 20  # bytes of tar stream between two reports
 
 # What it takes to make any entry (capabilities(7)): CHOWN, DAC_OVERRIDE, FOWNER, FSETID, MKNOD, SETFCAP. Not SYS_ADMIN,
@@ -122,7 +123,10 @@ def _run_job(job: Job, channel_fd: int, blob_fd: int, directory_fd: int) -> None
         tree = _FORMS[job.form](lock_in(directory_fd, private=private), below)
         blob = _Arriving(blob_fd, job.size, channel, blob_hash.update)
         _unpack(blob, tree, diff_hash.update, job, lambda count: _tell(channel, {"unpacked": count}))
-        _tell(channel, {"done": _result(tree, blob_hash.hexdigest(), diff_hash.hexdigest())._asdict()})
+        result = _result(tree, blob_hash.hexdigest(), diff_hash.hexdigest())
+        if sum(map(len, (*result.implied, *result.hiding, *result.emptied))) > _ANSWER_LIMIT:
+            raise LayerError("the directories that it leaves open have too many names in all")
+        _tell(channel, {"done": result._asdict()})
     except LayerTooLarge as error:
         _tell(channel, {"failed": "limit", "why": str(error)})
     except LayerError as error:
