@@ -5,7 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # What the tests use of Debian: a real registry, real peers, what builds images. COMMAND:PACKAGE.
-TOOLS := docker-registry:docker-registry skopeo:skopeo umoci:umoci ldd:libc-bin zstd:zstd tmux:tmux
+TOOLS := docker-registry:docker-registry skopeo:skopeo umoci:umoci podman:podman buildah:buildah ldd:libc-bin \
+    bsdtar:libarchive-tools busybox:busybox-static pax:pax zstd:zstd pigz:pigz igzip:isal bgzip:tabix openssl:openssl \
+    setpriv:util-linux unshare:util-linux
 
 .PHONY: demo test check fuzz bench tools clean
 

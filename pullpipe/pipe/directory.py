@@ -48,6 +48,7 @@ class Tree(Walk):
         self.entries = 0
         self.whiteouts = 0
         self.opaque_root = False
+        self.brought_up: list[Path] = []  # files copied from below, without the trusted attributes that we cannot see
         self.trusted: list[tuple[Path, bytes, bytes]] = []  # attributes for `whiteouts.set_trusted`
         self._trusted_size = 0
         self._warned: dict[str, tuple[str, int]] = {}
@@ -205,7 +206,9 @@ class Tree(Walk):
         try:
             os.mkdir(name, entry.mode, dir_fd=parent.fd)
         except FileExistsError:
-            if not stat.S_ISDIR(os.lstat(name, dir_fd=parent.fd).st_mode):
+            if stat.S_ISDIR(os.lstat(name, dir_fd=parent.fd).st_mode):
+                self._forget_xattrs(parent, name)
+            else:
                 self._make_directory(parent, name, entry.mode)
         os.chown(name, entry.uid, entry.gid, dir_fd=parent.fd, follow_symlinks=False)
         os.chmod(name, entry.mode, dir_fd=parent.fd)  # nobody else writes here: the name is still the directory
@@ -217,6 +220,18 @@ class Tree(Walk):
                 os.close(fd)
         self._know(path, entry.mtime_ns)
         self.implied.discard(path)
+
+    def _forget_xattrs(self, parent: OpenDirectory, name: bytes) -> None:
+        """A directory that is described anew has what the new entry says, and nothing else."""
+        path = (*parent.path, name) if name != b"." else ()
+        self.trusted = [attribute for attribute in self.trusted if attribute[0] != path]
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent.fd)
+        try:
+            for attribute in os.listxattr(fd):
+                if not os.fsencode(attribute).startswith(_OVERLAY_XATTRS):
+                    os.removexattr(fd, attribute)
+        finally:
+            os.close(fd)
 
     def _make_special(self, parent: OpenDirectory, name: bytes, entry: Entry) -> bool:
         """A symlink, a device or a FIFO; says whether it was made."""
@@ -248,6 +263,7 @@ class Tree(Walk):
     def _set_root(self, entry: Entry) -> None:
         if entry.kind != tarstream.DIRECTORY:
             raise _error(entry, "the root can only be a directory")
+        self._forget_xattrs(self._root, b".")
         os.fchown(self._root.fd, entry.uid, entry.gid)
         os.fchmod(self._root.fd, entry.mode)
         self._set_xattrs(self._root.fd, (), entry)
@@ -312,6 +328,7 @@ class Tree(Walk):
         status = os.lstat(name, dir_fd=directory.below)
         if not stat.S_ISDIR(status.st_mode):
             bring_up(directory, name, status)
+            self.brought_up.append((*directory.path, name))
             self._wrote((*directory.path, name))
         return status
 

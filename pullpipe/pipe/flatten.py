@@ -12,6 +12,7 @@ from pullpipe.errors import BadArgument, LayerError, NotFound, VerificationError
 from pullpipe.local import LocalImage, load
 from pullpipe.oci import Descriptor
 from pullpipe.pipe.unpack import Worker, channel
+from pullpipe.pipe.whiteouts import set_trusted
 from pullpipe.pipe.worker import Job
 from pullpipe.progress import Progress
 from store import Digest, Store
@@ -40,6 +41,7 @@ async def flatten(store: Store, image: LocalImage, directory: str, progress: Pro
                     result = await worker.unpack(job, blob, directory, words, lambda _: None)
                 if (result.blob, result.diff) != (layer.digest.hex, diff_id.hex):
                     raise LayerError("the digest is wrong")
+                set_trusted(directory, result.trusted_attributes())
             except LayerError as error:  # it was right when it was pulled
                 raise VerificationError(
                     f"blob {layer.digest} is damaged in the store ({error}); "

@@ -11,7 +11,6 @@ each other.
 from __future__ import annotations
 
 import asyncio
-import base64
 import errno
 import os
 from collections.abc import Mapping, Sequence
@@ -183,6 +182,7 @@ class _Layers:
                 result = await self._unpack_and_prove(blob, layer.diff_id, descriptor, staging, parents)
             finally:
                 os.rmdir(mount_point)
+            set_trusted(staging.files, settle.trusted_below(below, result.brought_up))
             info = _info(layer.diff_id, result)
             staging.describe(info)
             return staging, info
@@ -299,7 +299,7 @@ class _Layers:
             result = await self._worker.unpack(
                 job, blob, staging.files, words, lambda count: self._progress.unpacked(layer, count)
             )
-            set_trusted(staging.files, ((path, name, base64.b64decode(value)) for path, name, value in result.trusted))
+            set_trusted(staging.files, result.trusted_attributes())
             return result
         except LayerError as error:
             return error

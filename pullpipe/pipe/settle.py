@@ -108,6 +108,18 @@ def plan(
     return layers
 
 
+def trusted_below(below: Sequence[str], paths: Sequence[str]) -> list[tuple[str, str, bytes]]:
+    """The trusted attributes that files have in the stack below: (path, name, value). The worker cannot see them."""
+    attributes = []
+    for path in paths:
+        for number, _ in _look_up(below, path)[:1]:
+            place = os.path.join(below[number], path)
+            for name in os.listxattr(place, follow_symlinks=False):
+                if name.startswith("trusted.") and not name.startswith(_OVERLAY):
+                    attributes.append((path, name, os.getxattr(place, name, follow_symlinks=False)))
+    return attributes
+
+
 def _needs_parents(layer: Layer, below: Sequence[str]) -> bool:
     if layer.info.unresolved:
         if not below:

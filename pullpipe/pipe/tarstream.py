@@ -292,7 +292,10 @@ class TarStream:
     def _pax_sparse(self, records: dict[bytes, bytes], offset: int) -> Sparse:
         """The PAX forms 0.0 and 0.1, whose map is in the header, and 1.0, where it stands in front of the data."""
         size = records.get(_SPARSE + b"realsize", records.get(_SPARSE + b"size", b""))
-        if records.get(_SPARSE + b"major", b"0") == b"0":
+        version = records.get(_SPARSE + b"major", b"0")
+        if version not in (b"0", b"1"):
+            raise _error(offset, f"a sparse file of version {version[:20]!r}, which is not known")
+        if version == b"0":
             listed = records.get(_SPARSE + b"map", b"")
             numbers = [_decimal(number, "sparse map", offset) for number in listed.split(b",") if listed]
             count = records.get(_SPARSE + b"numblocks")

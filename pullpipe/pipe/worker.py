@@ -90,7 +90,12 @@ class Result(NamedTuple):
     emptied: list[str]
     hiding: list[str]
     unresolved: list[str]
+    brought_up: list[str]
     warnings: list[str]
+
+    def trusted_attributes(self) -> list[tuple[str, str, bytes]]:
+        """As `whiteouts.set_trusted` takes them."""
+        return [(path, name, base64.b64decode(value)) for path, name, value in self.trusted]
 
 
 def serve(control: socket.socket) -> None:
@@ -219,6 +224,7 @@ def _result(tree: Tree, blob: str, diff: str) -> Result:
             for path, name, value in tree.trusted
         ],
         unresolved=tree.unresolved,
+        brought_up=_texts(set(tree.brought_up)),
         implied=_texts(tree.implied),
         emptied=_texts(tree.emptied),
         hiding=_texts(tree.hiding),

@@ -176,8 +176,8 @@ class Oracle:
 def flattened(layers: Sequence[Sequence[Entry]]) -> Snapshot | None:
     """What a stack of these layers has to look like; None where the spec leaves that open.
 
-    It does so where a layer means something else when its entries stand in another order: read with the whiteouts first,
-    as they stand, and backwards. Raises `Unresolved` when it leads nowhere in each of them.
+    It does so where a layer means something else when its entries stand in another order: read with the whiteouts
+    first, as they stand, and backwards. Raises `Unresolved` when it leads nowhere in each of them.
     """
     readings = [_read(layers, order) for order in (_whiteouts_first, list, _backwards)]
     if all(reading is None for reading in readings):

@@ -591,8 +591,9 @@ def test_truncation_at_every_byte() -> None:
     """
     first, second = file(b"one", b"1" * 600), pax({b"path": b"two"}) + file(b"2", b"2" * 10)
     archive = first + second
-    clean = {0: []} | dict.fromkeys(range(BLOCK + 600, len(first) + 1), [b"one"])
-    clean |= dict.fromkeys(range(len(archive) - BLOCK + 10, len(archive)), [b"one", b"two"])
+    clean: dict[int, list[bytes]] = {0: []}
+    clean |= {cut: [b"one"] for cut in range(BLOCK + 600, len(first) + 1)}
+    clean |= {cut: [b"one", b"two"] for cut in range(len(archive) - BLOCK + 10, len(archive))}
     for cut in range(len(archive)):
         if cut in clean:
             assert names(archive[:cut]) == clean[cut]
