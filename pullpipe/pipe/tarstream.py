@@ -217,14 +217,12 @@ class TarStream:
         seconds = _number(header[136:148], "time", offset)
         mtime_ns = max(-_SECONDS_LIMIT, min(seconds, _SECONDS_LIMIT)) * 1_000_000_000
         name = header[:100].partition(b"\0")[0]
-        linkname = header[157:257].partition(b"\0")[0]
+        linkname = header[157:257].partition(b"\0")[0] if header[157] else b""
         major = minor = 0
         xattrs: dict[bytes, bytes] = {}
-        if header[257:263] == b"ustar\0":
+        if header[345] and header[257:263] == b"ustar\0":
             # star keeps two times behind a shorter prefix, and marks itself at the end.
-            prefix = header[345 : 476 if header[508:512] == b"tar\0" else 500].partition(b"\0")[0]
-            if prefix:
-                name = prefix + b"/" + name
+            name = header[345 : 476 if header[508:512] == b"tar\0" else 500].partition(b"\0")[0] + b"/" + name
         if kind in (CHARACTER, BLOCK_DEVICE):
             major = _number(header[329:337], "device number", offset)
             minor = _number(header[337:345], "device number", offset)
@@ -364,11 +362,14 @@ def _number(field: bytes, what: str, offset: int) -> int:
         # The first bit is the mark; the next one is the sign of a two's complement number.
         return (value & ~(1 << bits - 1)) - ((value >> bits - 2 & 1) << bits - 1)
     text = field.partition(b"\0")[0].strip(b" ")
-    if not text:
-        return 0
-    if not text.isdigit() or b"8" in text or b"9" in text:  # int() alone would also take "0o7", "+7" and "1_0"
+    try:
+        if text.isdigit():  # int() alone would also take "0o7", "+7" and "1_0"
+            return int(text, 8)
+    except ValueError:
+        pass
+    if text:
         raise _error(offset, f"bad {what} {field!r} in a header")
-    return int(text, 8)
+    return 0
 
 
 def _decimal(value: bytes, what: str, offset: int) -> int:
