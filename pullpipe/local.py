@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pullpipe.errors import InvalidDocument, NotFound
-from pullpipe.oci import ImageConfig, Index, Manifest, chain_ids, parse_document
+from pullpipe.oci import ImageConfig, Index, Manifest, Platform, chain_ids, parse_document
 from pullpipe.reference import Reference
 from store import Digest, ImageRecord, Store, StoreError
 from store.gc import Marks, Swept, sweep
@@ -27,6 +27,11 @@ class LocalImage(NamedTuple):
     def size(self) -> int:
         """Of its compressed layers, in bytes."""
         return sum(layer.size for layer in self.manifest.layers)
+
+
+def platform_of(record: ImageRecord) -> Platform:
+    """What the recorded image is for."""
+    return Platform(record.os, record.architecture, record.variant)
 
 
 def load(store: Store, record: ImageRecord) -> LocalImage:

@@ -6,7 +6,6 @@ import argparse
 
 from pullpipe import local
 from pullpipe.cli.common import open_store, print_json, print_table
-from pullpipe.oci import Platform
 from pullpipe.progress import human_size
 
 HELP = "list the images in the store"
@@ -26,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
             {
                 "reference": record.reference,
                 "digest": str(record.manifest),
-                "platform": str(Platform(record.os, record.architecture, record.variant)),
+                "platform": str(local.platform_of(record)),
                 "layers": len(image.manifest.layers),
                 "size": image.size,
                 "created": image.config.created,

@@ -7,7 +7,6 @@ import argparse
 from pullpipe import local
 from pullpipe.cli.common import platform_of, require_root
 from pullpipe.errors import NotFound
-from pullpipe.oci import Platform
 from pullpipe.reference import Reference
 from store import ImageRecord, Store
 
@@ -19,7 +18,7 @@ def provide(store: Store, reference: Reference, arguments: argparse.Namespace) -
     """
     platform = platform_of(arguments)
     record = store.images.get(str(reference))
-    if record is not None and not platform.accepts(Platform(record.os, record.architecture, record.variant)):
+    if record is not None and not platform.accepts(local.platform_of(record)):
         record = None
     if record is not None and local.load_whole(store, record) is None:
         record = None

@@ -68,7 +68,9 @@ async def pull(
     """
     record = store.images.get(reference)
     resolved = await source.resolve(wanted)
-    unchanged = record is not None and record.resolved == resolved and _is_for(record, options.platform)
+    unchanged = (
+        record is not None and record.resolved == resolved and options.platform.accepts(local.platform_of(record))
+    )
     if record is not None and unchanged and local.load_whole(store, record) is not None:
         return Pulled(record, fetched=False)
     with Worker() as worker:  # starts while the manifest travels
@@ -78,10 +80,6 @@ async def pull(
             raise InvalidDocument(f"{reference}: {error}") from error
         await _Layers(source, store, worker, options, progress).provide(image, documents)
     return Pulled(image.record, fetched=True)
-
-
-def _is_for(record: ImageRecord, platform: Platform) -> bool:
-    return platform.accepts(Platform(record.os, record.architecture, record.variant))
 
 
 class _Parents(NamedTuple):

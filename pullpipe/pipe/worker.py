@@ -21,6 +21,7 @@ job locks itself in (`lock_in`).
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import queue
@@ -257,7 +258,7 @@ class _Arriving:
             self._available = int(word)
         data = os.pread(self._fd, min(READ, self._available - self._at), self._at)
         if not data:
-            raise OSError(5, f"the blob's file ends at byte {self._at}, before its {self._available} bytes")
+            raise OSError(errno.EIO, f"the blob's file ends at byte {self._at}, before its {self._available} bytes")
         self._seen(data)
         self._at += len(data)
         return data
