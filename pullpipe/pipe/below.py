@@ -16,12 +16,13 @@ Path: TypeAlias = tuple[bytes, ...]  # names from the root down; no `.`, no `..`
 class OpenDirectory:
     """A directory of the tree, open; it closes itself when nobody uses it any more."""
 
-    __slots__ = ("below", "fd", "path")
+    __slots__ = ("below", "fd", "gid", "path")
 
     def __init__(self, fd: int, path: Path, below: int = NOTHING) -> None:
         self.fd = fd
         self.path = path  # where it really is, symlinks followed
         self.below = below  # the same directory in the stack of the layers below, open, where that is known
+        self.gid = os.fstat(fd).st_gid  # which new files get where the directory or the file system says so
 
     def __del__(self) -> None:
         os.close(self.fd)

@@ -42,6 +42,7 @@ class Tree(Walk):
 
     def __init__(self, root: int, below: int = NOTHING) -> None:
         super().__init__(root, below)
+        self._uid, self._gid = os.geteuid(), os.getegid()
         self._late: dict[Path, Entry] = {}  # hardlinks to what has not come yet
         self.unresolved: list[str] = []  # hard links to what is not here
         self.size = 0
@@ -190,8 +191,9 @@ class Tree(Walk):
                     _write(fd, piece)
             else:
                 _write_sparse(fd, entry.sparse, stream)
-            # Always, though it is nearly always ours already: in a setgid directory a new file takes its group.
-            os.fchown(fd, entry.uid, entry.gid)
+            # A new file is ours, with our group or, in a setgid directory, the directory's.
+            if not (entry.uid == self._uid and entry.gid == self._gid == parent.gid):
+                os.fchown(fd, entry.uid, entry.gid)
             if entry.mode & 0o7000:
                 os.fchmod(fd, entry.mode)  # chown took setuid and setgid away
             if entry.xattrs:
@@ -208,6 +210,8 @@ class Tree(Walk):
         except FileExistsError:
             if stat.S_ISDIR(os.lstat(name, dir_fd=parent.fd).st_mode):
                 self._forget_xattrs(parent, name)
+                if entry.gid != self._gid:
+                    self._open.clear()  # an open directory remembers its group
             else:
                 self._make_directory(parent, name, entry.mode)
         os.chown(name, entry.uid, entry.gid, dir_fd=parent.fd, follow_symlinks=False)
@@ -266,6 +270,7 @@ class Tree(Walk):
         self._forget_xattrs(self._root, b".")
         os.fchown(self._root.fd, entry.uid, entry.gid)
         os.fchmod(self._root.fd, entry.mode)
+        self._root.gid = entry.gid
         self._set_xattrs(self._root.fd, (), entry)
         self._times[()] = entry.mtime_ns
         self.implied.discard(())

@@ -19,7 +19,7 @@ try:
 except ImportError:  # no wheel for this machine; zlib does the same at 40 % of the speed
     igzip_lib = None  # type: ignore[assignment]
 
-PIECE = 256 << 10  # bytes of output at a time: it stays in the second-level cache while it is hashed and written
+PIECE = 1 << 20  # bytes of output at a time: handing on costs threads more than what the caches lose by larger ones
 # RFC 8878 asks for 8 MiB windows at least; `zstd --long=27` is the most that decoders take without being told to.
 _ZSTD_WINDOW = 1 << 27
 

@@ -158,11 +158,12 @@ class TarStream:
             if self._block() not in (b"", _ZEROS):
                 raise _error(offset, "a lone block of zeros, with more entries behind it")
             return b""
-        stated = _number(header[148:156], "checksum", offset)
+        field = header[148:156]
+        stated = _number(field, "checksum", offset)
         # The checksum counts its own eight bytes as spaces. adler32 starts at 1 and is taken modulo 65521, which is
         # more than 512 bytes of ASCII sum up to.
         total = (adler32(header) & 0xFFFF) - 1 if header.isascii() else sum(header)
-        if total - sum(header[148:156]) + 256 != stated:
+        if total - sum(field) + 256 != stated:
             signed = sum(byte - 256 if byte > 127 else byte for byte in header[:148] + header[156:]) + 256
             if signed != stated:  # old Suns summed signed characters
                 raise _error(offset, "bad checksum: the archive is damaged, or no tar archive")
@@ -255,7 +256,7 @@ class TarStream:
         self._padding = -self._left % BLOCK
         if kind == _GNU_SPARSE:
             sparse = self._gnu_sparse(header, offset)
-        elif known == REGULAR and any(key.startswith(_SPARSE) for key in local):
+        elif local and known == REGULAR and any(key.startswith(_SPARSE) for key in local):
             sparse = self._pax_sparse(local, offset)
         return Entry(
             name,
@@ -361,7 +362,9 @@ def _number(field: bytes, what: str, offset: int) -> int:
         bits = 8 * len(field)
         # The first bit is the mark; the next one is the sign of a two's complement number.
         return (value & ~(1 << bits - 1)) - ((value >> bits - 2 & 1) << bits - 1)
-    text = field.partition(b"\0")[0].strip(b" ")
+    text = field[:-1]
+    if field[-1] or not text.isdigit():  # nearly all are written as digits and a NUL
+        text = field.partition(b"\0")[0].strip(b" ")
     try:
         if text.isdigit():  # int() alone would also take "0o7", "+7" and "1_0"
             return int(text, 8)
