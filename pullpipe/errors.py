@@ -12,7 +12,8 @@
     ├── VerificationError      bytes came, and are not what their digest or size says
     │   └── WrongBlob          a blob's bytes do not have its digest
     ├── LayerError             a layer's archive is damaged, hostile or not understood
-    │   └── LayerTooLarge      it comes to more than the limits allow
+    │   ├── LayerTooLarge      it comes to more than the limits allow
+    │   └── UnmappableOwner    it has files of an owner that the user namespace does not have
     ├── WorkerDied             an unpack process ended without a result
     ├── NeedsRoot              what was asked for takes root's rights
     ├── KernelRefused          a system call failed that mounting or running needs
@@ -75,9 +76,19 @@ class WrongBlob(VerificationError):
 class LayerError(PullpipeError):
     """A layer's archive is damaged, hostile, or of a kind that is not understood."""
 
+    remedy = "; its owner has to mend it"
+
 
 class LayerTooLarge(LayerError):
     """A layer comes to more than the limits allow."""
+
+    remedy = ""  # the message tells
+
+
+class UnmappableOwner(LayerError):
+    """A layer has files of an owner that the user namespace does not have."""
+
+    remedy = ""
 
 
 class WorkerDied(PullpipeError):

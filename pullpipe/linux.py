@@ -8,9 +8,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cache
 from typing import NoReturn
 
 from pullpipe.errors import KernelRefused
@@ -43,6 +43,7 @@ CLONE_NEWNET = 0x40000000
 # <linux/prctl.h>, <linux/capability.h>
 _PR_SET_PDEATHSIG = 1
 _PR_CAPBSET_DROP = 24
+_PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -58,6 +59,12 @@ def mount(source: str, target: str, kind: str, flags: int = 0, options: str = ""
     arguments = (os.fsencode(source), os.fsencode(target), kind.encode() or None, flags, os.fsencode(options) or None)
     if _libc.mount(*arguments) != 0:
         _refused(f"mount {kind or source} on {target}")
+
+
+def remount(target: str, flags: int) -> None:
+    """Adds flags to those of a bind mount. In a user namespace none may be taken away."""
+    kept = os.statvfs(target).f_flag & (MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)  # statvfs(3) has the same numbers
+    mount("", target, "", MS_BIND | MS_REMOUNT | kept | flags)
 
 
 def umount(target: str, flags: int = 0) -> None:
@@ -92,33 +99,57 @@ def unshare(flags: int) -> None:
         _refused("make new namespaces")
 
 
-@contextmanager
-def new_pid_namespace() -> Iterator[None]:
-    """The first process that this thread starts in the block becomes PID 1 of a new namespace: nothing in it can name,
-    signal or trace a process outside, and all of it ends with that one. Afterwards children are our own again.
+def fork_first() -> int:
+    """os.fork(2), but the child is PID 1 of a new PID namespace: nothing in it can name, signal or trace a process
+    outside, and all of it ends with that one. The parent gets its number, and is its parent. Raises `KernelRefused`.
+
+    A process in between makes the namespace, for in a user namespace there is no way back from it. That one ends, and
+    hands its child on to us.
     """
-    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        unshare(CLONE_NEWPID)
+    numbers, number = os.pipe()
+    _prctl("adopt a process", _PR_SET_CHILD_SUBREAPER, 1)
+    between = os.fork()
+    if between == 0:
         try:
-            yield
-        finally:
-            if _libc.setns(own, CLONE_NEWPID) != 0:
-                _refused("leave a PID namespace")
-    finally:
+            unshare(CLONE_NEWPID)
+            own = os.pidfd_open(os.getpid())
+            child = os.fork()
+        except BaseException as error:
+            os.write(number, b"!" + str(error).encode())
+            os._exit(1)
+        if child:
+            os.write(number, str(child).encode())
+            os._exit(0)
+        os.close(numbers)
+        os.close(number)
+        select.select([own], [], [])  # from then on the parent is the one that is to stay
         os.close(own)
+        return 0
+    os.close(number)
+    os.waitpid(between, 0)
+    _prctl("adopt no more", _PR_SET_CHILD_SUBREAPER, 0)
+    with open(numbers, "rb") as file:
+        answer = file.read().decode()
+    if answer.startswith("!") or not answer:
+        raise KernelRefused(answer[1:] or "the kernel refused to make a PID namespace")
+    return int(answer)
+
+
+@cache
+def in_user_namespace() -> bool:
+    """Whether our root is not the machine's: such a root may not make devices or set `trusted` attributes."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return file.read().split() != ["0", "0", "4294967295"]
 
 
 def end_with_parent(signal: int) -> None:
     """Has the kernel send this process the signal when its parent ends (PR_SET_PDEATHSIG)."""
-    if _libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0) != 0:
-        _refused("tie this process to its parent")
+    _prctl("tie this process to its parent", _PR_SET_PDEATHSIG, signal)
 
 
 def no_new_privileges() -> None:
     """From here on no execve gains rights by setuid bits or file capabilities (PR_SET_NO_NEW_PRIVS)."""
-    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        _refused("give up new privileges")
+    _prctl("give up new privileges", _PR_SET_NO_NEW_PRIVS, 1)
 
 
 def drop_bounding_capabilities(keep: int) -> None:
@@ -137,6 +168,11 @@ def set_capabilities(mask: int) -> None:
     data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
     if _libc.capset(header, data) != 0:
         _refused("set capabilities")
+
+
+def _prctl(what: str, option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        _refused(what)
 
 
 def _refused(what: str) -> NoReturn:

@@ -76,7 +76,7 @@ def mount_layers(lower: Sequence[str], target: str, source: str = "pullpipe") ->
     """Mounts directories, the topmost first, at `target`, read-only. Raises `KernelRefused`."""
     if len(lower) == 1:  # overlayfs wants two; a directory stacked on an empty one of its own is itself
         linux.mount(lower[0], target, "", linux.MS_BIND)
-        linux.mount("", target, "", linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY)
+        linux.remount(target, linux.MS_RDONLY)
     else:
         _mount(lower, target, source, linux.MS_RDONLY, "")
 
@@ -92,6 +92,7 @@ def _mount(lower: Sequence[str], target: str, source: str, flags: int, options: 
             descriptors.append(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         os.chdir("/proc/self/fd")
         names = ":".join(map(str, descriptors))
+        options += ",userxattr" if linux.in_user_namespace() else ""  # as `whiteouts.opaque_attribute` has it
         linux.mount(source, os.path.abspath(target), "overlay", flags, f"lowerdir={names}{options}")
     except KernelRefused as error:
         cause = error.__cause__

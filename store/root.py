@@ -38,11 +38,14 @@ class Store:
     `root` is made, mode 0700, when it is not there. With `durable`, what has been published survives a power cut (see
     `store.durable`). Raises `UnusableRoot` when the directory is something else, another user's, or newer than this
     program, and `OSError` when it cannot be made.
+
+    `attributes` says which of overlayfs's the trees have: "trusted" or "user". A store has one kind for its life.
     """
 
-    def __init__(self, root: str, *, durable: bool = True) -> None:
+    def __init__(self, root: str, *, durable: bool = True, attributes: str = "trusted") -> None:
         self.root = os.path.abspath(root)
         self._durable = durable
+        self._attributes = attributes
         self._open()
         self.blobs = Blobs(self.root)
         self.layers = Trees(self.root, "layers", "layer.json", LayerInfo.from_json)
@@ -61,12 +64,19 @@ class Store:
         except NotADirectoryError as error:
             raise UnusableRoot(f"{self.root} is not a directory; name another one with --root") from error
         else:
-            if not found.isdigit():
+            number, _, attributes = found.decode(errors="replace").partition(" ")
+            if not (number.isascii() and number.isdigit()):
                 raise UnusableRoot(f"{version} is damaged: it should hold the number {FORMAT}")
-            if int(found) > FORMAT:
+            if int(number) > FORMAT:
                 raise UnusableRoot(
-                    f"the store at {self.root} has format {int(found)}, and this pullpipe reads up to {FORMAT}; "
+                    f"the store at {self.root} has format {int(number)}, and this pullpipe reads up to {FORMAT}; "
                     "use a newer pullpipe, or another --root"
+                )
+            if (attributes or "trusted") != self._attributes:
+                where = {"trusted": "outside of user namespaces", "user": "in a user namespace"}
+                raise UnusableRoot(
+                    f"the store at {self.root} was made {where.get(attributes or 'trusted', 'elsewhere')}, and its "
+                    f"layers cannot be stacked {where[self._attributes]}; name another one with --root"
                 )
             if not os.path.exists(os.path.join(self.root, "index.json")):
                 self._complete()  # somebody removed a damaged one
@@ -89,7 +99,8 @@ class Store:
         with locks.held(os.path.join(self.root, "create.lock")):
             for name in _DIRECTORIES:
                 os.makedirs(os.path.join(self.root, name), mode=0o700, exist_ok=True)
-            contents = (b'{"imageLayoutVersion": "1.0.0"}', EMPTY_INDEX, b"%d\n" % FORMAT)
+            version = f"{FORMAT}\n" if self._attributes == "trusted" else f"{FORMAT} {self._attributes}\n"
+            contents = (b'{"imageLayoutVersion": "1.0.0"}', EMPTY_INDEX, version.encode())
             for name, data in zip(_FILES, contents, strict=True):
                 if not os.path.exists(os.path.join(self.root, name)):
                     durable.write_file(os.path.join(self.root, name), data, durable=self._durable)

@@ -10,13 +10,11 @@ import sys
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pullpipe import linux
 from pullpipe.errors import NeedsRoot
 from pullpipe.oci import Platform
 from pullpipe.progress import FACES, Progress, face
 from store import Store
-
-if TYPE_CHECKING:
-    pass
 
 if TYPE_CHECKING:
     from pullpipe.pipe.pull import Options
@@ -26,7 +24,11 @@ _T = TypeVar("_T")
 
 def open_store(arguments: argparse.Namespace) -> Store:
     """The store that --root names."""
-    return Store(arguments.root, durable=getattr(arguments, "durability", "full") == "full")
+    return Store(
+        arguments.root,
+        durable=getattr(arguments, "durability", "full") == "full",
+        attributes="user" if linux.in_user_namespace() else "trusted",
+    )
 
 
 def require_root(what: str) -> None:

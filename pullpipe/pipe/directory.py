@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 
-from pullpipe.errors import LayerError
+from pullpipe.errors import LayerError, UnmappableOwner
 from pullpipe.pipe import tarstream
 from pullpipe.pipe.below import NEW_FILE, NOTHING, OpenDirectory, Path, bring_up, is_whiteout
 from pullpipe.pipe.tarstream import Entry, Sparse, TarStream
@@ -193,7 +193,7 @@ class Tree(Walk):
                 _write_sparse(fd, entry.sparse, stream)
             # A new file is ours, with our group or, in a setgid directory, the directory's.
             if not (entry.uid == self._uid and entry.gid == self._gid == parent.gid):
-                os.fchown(fd, entry.uid, entry.gid)
+                _own(fd, entry)
             if entry.mode & 0o7000:
                 os.fchmod(fd, entry.mode)  # chown took setuid and setgid away
             if entry.xattrs:
@@ -214,7 +214,7 @@ class Tree(Walk):
                     self._open.clear()  # an open directory remembers its group
             else:
                 self._make_directory(parent, name, entry.mode)
-        os.chown(name, entry.uid, entry.gid, dir_fd=parent.fd, follow_symlinks=False)
+        _own(name, entry, parent.fd)
         os.chmod(name, entry.mode, dir_fd=parent.fd)  # nobody else writes here: the name is still the directory
         if entry.xattrs:
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent.fd)
@@ -251,12 +251,16 @@ class Tree(Walk):
         if not (0 <= entry.major < 1 << 12 and 0 <= entry.minor < 1 << 20):
             raise _error(entry, f"device number {entry.major}:{entry.minor} is out of range")
         kind = stat.S_IFCHR if entry.kind == tarstream.CHARACTER else stat.S_IFBLK
-        os.mknod(name, kind | entry.mode, os.makedev(entry.major, entry.minor), dir_fd=parent.fd)
+        try:
+            os.mknod(name, kind | entry.mode, os.makedev(entry.major, entry.minor), dir_fd=parent.fd)
+        except PermissionError:  # in a user namespace
+            self._warn("devices, which take the machine's root to make, are left out", entry)
+            return False
         return True
 
     def _set(self, parent: OpenDirectory, name: bytes, entry: Entry) -> None:
         """Owner, mode, extended attributes and time of what cannot be opened."""
-        os.chown(name, entry.uid, entry.gid, dir_fd=parent.fd, follow_symlinks=False)
+        _own(name, entry, parent.fd)
         if entry.kind != tarstream.SYMLINK:
             os.chmod(name, entry.mode, dir_fd=parent.fd)
         if entry.xattrs:
@@ -268,7 +272,7 @@ class Tree(Walk):
         if entry.kind != tarstream.DIRECTORY:
             raise _error(entry, "the root can only be a directory")
         self._forget_xattrs(self._root, b".")
-        os.fchown(self._root.fd, entry.uid, entry.gid)
+        _own(self._root.fd, entry)
         os.fchmod(self._root.fd, entry.mode)
         self._root.gid = entry.gid
         self._set_xattrs(self._root.fd, (), entry)
@@ -349,6 +353,20 @@ class Tree(Walk):
             f"{what}: {first}" + (f" and {count - 1} more" if count > 1 else "")
             for what, (first, count) in self._warned.items()
         ]
+
+
+def _own(target: int | bytes, entry: Entry, directory: int | None = None) -> None:
+    """chown(2) of something open, or of a name in an open directory."""
+    try:
+        os.chown(target, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=isinstance(target, int))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        unmapped = (
+            f"the user namespace does not have its owner, {entry.uid}:{entry.gid}; "
+            "give the user more ids in /etc/subuid and /etc/subgid"
+        )
+        raise UnmappableOwner(describe(entry, unmapped)) from error
 
 
 def missing_target(entry: Entry) -> str:

@@ -41,7 +41,7 @@ async def flatten(store: Store, image: LocalImage, directory: str, progress: Pro
                     result = await worker.unpack(job, blob, directory, words, lambda _: None)
                 if (result.blob, result.diff) != (layer.digest.hex, diff_id.hex):
                     raise LayerError("the digest is wrong")
-                set_trusted(directory, result.trusted_attributes())
+                warnings = result.warnings + set_trusted(directory, result.trusted_attributes())
             except LayerError as error:  # it was right when it was pulled
                 raise VerificationError(
                     f"blob {layer.digest} is damaged in the store ({error}); "
@@ -51,7 +51,7 @@ async def flatten(store: Store, image: LocalImage, directory: str, progress: Pro
                 os.close(blob)
             progress.fetched(layer, layer.size)
             progress.finished(layer)
-            for warning in result.warnings:
+            for warning in warnings:
                 progress.note(f"{layer.digest.short}: {warning}")
 
 

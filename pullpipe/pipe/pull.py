@@ -21,7 +21,6 @@ from pullpipe import local
 from pullpipe.errors import (
     InvalidDocument,
     LayerError,
-    LayerTooLarge,
     VerificationError,
     WorkerDied,
     WrongBlob,
@@ -297,8 +296,7 @@ class _Layers:
             result = await self._worker.unpack(
                 job, blob, staging.files, words, lambda count: self._progress.unpacked(layer, count)
             )
-            set_trusted(staging.files, result.trusted_attributes())
-            return result
+            return result._replace(warnings=result.warnings + set_trusted(staging.files, result.trusted_attributes()))
         except LayerError as error:
             return error
 
@@ -324,8 +322,7 @@ async def _proven(outcome: Result | LayerError, blob: int, diff_id: Digest, laye
         found = await asyncio.to_thread(_digest, blob, layer.digest.algorithm)
         if found != layer.digest.hex:
             raise _wrong_blob(layer, found) from outcome
-        remedy = "" if isinstance(outcome, LayerTooLarge) else "; its owner has to mend it"
-        raise type(outcome)(f"layer {layer.digest} cannot be unpacked: {outcome}{remedy}") from outcome
+        raise type(outcome)(f"layer {layer.digest} cannot be unpacked: {outcome}{outcome.remedy}") from outcome
     if outcome.blob != layer.digest.hex:
         raise _wrong_blob(layer, outcome.blob)
     if outcome.diff != diff_id.hex:

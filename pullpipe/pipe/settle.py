@@ -26,9 +26,9 @@ from typing import NamedTuple
 from pullpipe.errors import LayerError
 from pullpipe.oci import chain_ids
 from pullpipe.pipe.below import is_whiteout
+from pullpipe.pipe.whiteouts import opaque_attribute
 from store import Digest, LayerInfo, StackInfo, Staging, Store
 
-_OPAQUE = "trusted.overlay.opaque"
 _OVERLAY = ("trusted.overlay.", "user.overlay.")
 
 
@@ -171,7 +171,7 @@ def _look_up(stack: Sequence[str], path: str, transparent: Container[int] = ()) 
 
 def _is_opaque(directory: str) -> bool:
     try:
-        return os.getxattr(directory, _OPAQUE) == b"y"
+        return os.getxattr(directory, opaque_attribute()) == b"y"
     except OSError:
         return False
 

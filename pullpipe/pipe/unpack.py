@@ -15,9 +15,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from pullpipe import linux
-from pullpipe.errors import LayerError, LayerTooLarge, WorkerDied
-from pullpipe.pipe.worker import Job, Result
+from pullpipe.errors import WorkerDied
+from pullpipe.pipe.worker import LAYER_ERRORS, Job, Result
 
 _LINE_LIMIT = 64 << 20  # bytes of one message; a layer's list of implied directories may be long
 
@@ -30,7 +29,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, linux.new_pid_namespace():
+        with theirs:
             # The modules come from where ours come from, whatever the directory we stand in holds.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "pullpipe.pipe.worker", str(theirs.fileno())],
@@ -141,10 +140,8 @@ async def _hear(channel: Channel, directory: str, report: Callable[[int], None])
             report(message["unpacked"])
         elif "done" in message:
             return Result(**message["done"])
-        elif message["failed"] == "layer":
-            raise LayerError(message["why"])
-        elif message["failed"] == "limit":
-            raise LayerTooLarge(message["why"])
+        elif message["failed"] in LAYER_ERRORS:
+            raise LAYER_ERRORS[message["failed"]](message["why"])
         elif message["failed"] == "system":
             code = message["errno"] or errno.EIO
             raise OSError(code, os.strerror(code), directory)

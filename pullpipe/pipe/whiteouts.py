@@ -1,8 +1,9 @@
 """What a whiteout becomes on disk (image-spec, layer.md, "Whiteouts"): two forms, each a type.
 
 `OverlayTree` is a layer alone, to be stacked: a whiteout is a 0:0 character device, an opaque directory has the
-attribute `trusted.overlay.opaque` (kernel documentation, filesystems/overlayfs.rst, "whiteouts and opaque
-directories"). `FlatTree` is one directory that layers are applied to in order: a whiteout removes.
+attribute `trusted.overlay.opaque` or, in a user namespace, `user.overlay.opaque` (kernel documentation,
+filesystems/overlayfs.rst, "whiteouts and opaque directories"). `FlatTree` is one directory that layers are applied to
+in order: a whiteout removes.
 
 Either way a whiteout speaks of the layers below and never of its own, so the order of a layer's entries does not
 matter.
@@ -15,6 +16,7 @@ import os
 import stat
 from collections.abc import Iterable
 
+from pullpipe import linux
 from pullpipe.pipe.below import NOTHING, OpenDirectory, Path, exists_below, is_whiteout
 from pullpipe.pipe.directory import Tree, describe, missing_target
 from pullpipe.pipe.tarstream import Entry
@@ -101,15 +103,28 @@ class OverlayTree(Tree):
                     os.unlink(name, dir_fd=fd)
 
 
-def set_trusted(files: str, attributes: Iterable[tuple[str, str, bytes]]) -> None:
+def opaque_attribute() -> str:
+    """The name under which overlayfs looks for it here."""
+    return "user.overlay.opaque" if linux.in_user_namespace() else _OPAQUE.decode()
+
+
+def set_trusted(files: str, attributes: Iterable[tuple[str, str, bytes]]) -> list[str]:
     """Sets attributes that take more rights than the worker has: (path below `files`, name, value). Raises `OSError`.
+
+    Returns warnings: in a user namespace only what makes a directory opaque can be set.
 
     What the worker says is not trusted: the way is walked name by name, through directories only, nothing is opened for
     reading, and of overlayfs's attributes only the one that makes a directory opaque is set.
     """
+    left_out = []
     for path, name, value in attributes:
         if not name.startswith("trusted.") or (name.startswith("trusted.overlay.") and name != _OPAQUE.decode()):
             raise OSError(errno.EINVAL, f"an attribute that no layer gets: {name!r}")
+        if name == _OPAQUE.decode():
+            name = opaque_attribute()
+        elif linux.in_user_namespace():
+            left_out.append(path)
+            continue
         fd = os.open(files, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for part in path.split("/") if path else ():
@@ -121,6 +136,10 @@ def set_trusted(files: str, attributes: Iterable[tuple[str, str, bytes]]) -> Non
             os.setxattr(f"/proc/self/fd/{fd}", name, value)
         finally:
             os.close(fd)
+    if not left_out:
+        return []
+    more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+    return [f"trusted attributes, which take the machine's root to set, are left out: {left_out[0]!r}{more}"]
 
 
 class FlatTree(Tree):

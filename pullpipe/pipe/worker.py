@@ -6,8 +6,7 @@ Each message on that socket is one layer: a `Job` as JSON, with three descriptor
 blob's file, the directory to unpack into. The worker forks for each, with everything already imported, and goes on
 listening; so layers are unpacked in processes of their own (two extracting threads in one process hold each other up on
 the GIL), and none costs the start of an interpreter. It ends when its owner closes the socket or dies, and all jobs
-with it: its owner has started it as the first process of a PID namespace. It has a network namespace of its own, too,
-with nothing in it.
+with it: it is the first process of a PID namespace. It has a network namespace of its own, too, with nothing in it.
 
 On a job's socket, lines both ways. From the owner: how many bytes of the blob are in its file so far, in decimal; the
 owner closes it to give the job up. To the owner: JSON, any number of {"unpacked": bytes of the tar stream so far}, then
@@ -33,7 +32,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pullpipe import linux
-from pullpipe.errors import LayerError, LayerTooLarge
+from pullpipe.errors import LayerError, LayerTooLarge, UnmappableOwner
 from pullpipe.pipe.below import NOTHING, Path
 from pullpipe.pipe.directory import Tree
 from pullpipe.pipe.inflate import inflate
@@ -52,6 +51,7 @@ _REPORT = 8 << 20  # bytes of tar stream between two reports
 _CAPABILITIES = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 27 | 1 << 31
 
 MESSAGE_LIMIT = 128 << 10  # bytes of a job's description: 500 directories and more
+LAYER_ERRORS = {"limit": LayerTooLarge, "owner": UnmappableOwner, "layer": LayerError}
 _FORMS: dict[str, type[Tree]] = {"overlay": OverlayTree, "flat": FlatTree}
 
 
@@ -133,10 +133,9 @@ def _run_job(job: Job, channel_fd: int, blob_fd: int, directory_fd: int) -> None
         if sum(map(len, (*result.implied, *result.hiding, *result.emptied))) > _ANSWER_LIMIT:
             raise LayerError("the directories that it leaves open have too many names in all")
         _tell(channel, {"done": result._asdict()})
-    except LayerTooLarge as error:
-        _tell(channel, {"failed": "limit", "why": str(error)})
     except LayerError as error:
-        _tell(channel, {"failed": "layer", "why": str(error)})
+        kind = next(kind for kind, known in LAYER_ERRORS.items() if isinstance(error, known))
+        _tell(channel, {"failed": kind, "why": str(error)})
     except OSError as error:
         _tell(channel, {"failed": "system", "errno": error.errno, "why": str(error)})
     except BaseException as error:  # a bug: the owner reports it, with where it happened
@@ -159,8 +158,7 @@ def lock_in(directory_fd: int, *, private: bool) -> int:
     path = os.readlink(f"/proc/self/fd/{directory_fd}")
     if private:
         linux.mount(path, path, "", linux.MS_BIND)
-        flags = linux.MS_NODEV | linux.MS_NOSUID | linux.MS_NOEXEC
-        linux.mount("", path, "", linux.MS_BIND | linux.MS_REMOUNT | flags)
+        linux.remount(path, linux.MS_NODEV | linux.MS_NOSUID | linux.MS_NOEXEC)
     root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     os.close(directory_fd)
     os.fchdir(root)
@@ -326,4 +324,8 @@ class _Counter:
 
 if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as owner:
-        serve(owner)
+        if (first := linux.fork_first()) == 0:
+            linux.end_with_parent(signal.SIGKILL)
+            serve(owner)
+            os._exit(0)
+    os.waitpid(first, 0)

@@ -94,11 +94,10 @@ def _start(store: Store, container: Container, planned: Command, options: Option
         files=_network_files(store.containers.path(container), hostname),
     )
     ours, theirs = socket.socketpair()
-    with linux.new_pid_namespace():
-        pid = os.fork()
-        if pid == 0:
-            ours.close()
-            _become(plan, planned, options, theirs)
+    pid = linux.fork_first()
+    if pid == 0:
+        ours.close()
+        _become(plan, planned, options, theirs)
     theirs.close()
     try:
         with ours, _Signals(pid) as signals:

@@ -629,6 +629,13 @@ def test_rule_17_implied_parents_inherit_nothing(jail: Jail) -> None:
     assert done.tree[b"d/s"].gid == 0
 
 
+def test_rule_17_nor_do_files_of_a_directory_whose_group_is_told_late(jail: Jail) -> None:
+    """The directory is in use, as an implied one, when its entry comes."""
+    done = jail.unpack(File("d/before"), Dir("d", mode=0o2775, gid=50), File("d/after"), File("d/set", mode=0o6755))
+    assert [done.tree[path].gid for path in (b"d", b"d/before", b"d/after", b"d/set")] == [50, 0, 0, 0]
+    assert done.tree[b"d/set"].mode == 0o6755
+
+
 def test_rule_17_implied_parents_take_the_attributes_below(mounted: Mounted) -> None:
     """A layer that only adds a file says nothing of its directories: they look as if extracted in order."""
     below: list[Entry] = [
