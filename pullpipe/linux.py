@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import select
+import signal
 import sys
 from functools import cache
 from typing import NoReturn
@@ -101,11 +102,12 @@ def unshare(flags: int) -> None:
 
 def fork_first() -> int:
     """os.fork(2), but the child is PID 1 of a new PID namespace: nothing in it can name, signal or trace a process
-    outside, and all of it ends with that one. The parent gets its number, and is its parent. Raises `KernelRefused`.
+    outside, and all of it ends with that one, which in turn is killed when its parent ends. Raises `KernelRefused`.
 
     A process in between makes the namespace, for in a user namespace there is no way back from it. That one ends, and
     hands its child on to us.
     """
+    parent = os.pidfd_open(os.getpid())
     numbers, number = os.pipe()
     _prctl("adopt a process", _PR_SET_CHILD_SUBREAPER, 1)
     between = os.fork()
@@ -120,11 +122,14 @@ def fork_first() -> int:
         if child:
             os.write(number, str(child).encode())
             os._exit(0)
-        os.close(numbers)
-        os.close(number)
         select.select([own], [], [])  # from then on the parent is the one that is to stay
-        os.close(own)
+        end_with_parent(signal.SIGKILL)
+        if select.select([parent], [], [], 0)[0]:
+            os._exit(1)  # it ended before we were tied to it
+        for fd in (parent, numbers, number, own):
+            os.close(fd)
         return 0
+    os.close(parent)
     os.close(number)
     os.waitpid(between, 0)
     _prctl("adopt no more", _PR_SET_CHILD_SUBREAPER, 0)
@@ -142,9 +147,9 @@ def in_user_namespace() -> bool:
         return file.read().split() != ["0", "0", "4294967295"]
 
 
-def end_with_parent(signal: int) -> None:
+def end_with_parent(number: int) -> None:
     """Has the kernel send this process the signal when its parent ends (PR_SET_PDEATHSIG)."""
-    _prctl("tie this process to its parent", _PR_SET_PDEATHSIG, signal)
+    _prctl("tie this process to its parent", _PR_SET_PDEATHSIG, number)
 
 
 def no_new_privileges() -> None:

@@ -325,7 +325,6 @@ class _Counter:
 if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as owner:
         if (first := linux.fork_first()) == 0:
-            linux.end_with_parent(signal.SIGKILL)
             serve(owner)
             os._exit(0)
     os.waitpid(first, 0)

@@ -136,8 +136,6 @@ def _relay_until_closed(channel: socket.socket, options: Options, signals: _Sign
 def _become(plan: sandbox.Plan, planned: Command, options: Options, channel: socket.socket) -> NoReturn:
     """The container's first process: builds the walls, gives up what it does not need, becomes the command."""
     try:
-        linux.end_with_parent(signal.SIGKILL)
-        _check_runner(channel)
         _reset_signals()
         os.setsid()
         if options.terminal:

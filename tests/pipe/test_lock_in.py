@@ -626,9 +626,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
                 while not (directory / "arrived").exists():
                     assert time.monotonic() < deadline, "the job does nothing"
                     await asyncio.sleep(0.01)
-                pid = worker._process.pid
-                (job_pid,) = children(pid)
-                found = _look(job_pid, pid, directory, file.fileno())
+                (first,) = children(worker._process.pid)
+                (job_pid,) = children(first)
+                found = _look(job_pid, first, directory, file.fileno())
                 await words.available(len(data))
                 await task
                 return found

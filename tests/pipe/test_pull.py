@@ -30,7 +30,7 @@ from store import Digest, Store
 from tests.conftest import PROJECT, Cli
 from tests.support.hostile import Fault, FaultyRegistry
 from tests.support.images import File, Image, Layer, write_layout
-from tests.support.processes import PATIENCE, Watched, children, descendants, until
+from tests.support.processes import PATIENCE, Watched, children, descendants, grandchildren, until
 
 pytestmark = pytest.mark.needs_root
 
@@ -201,8 +201,8 @@ def test_a_worker_killed_in_the_middle_of_a_layer(whom: str, layout: Path, store
 
     async def kill(_: Descriptor) -> None:
         (worker,) = workers()
-        await asyncio.to_thread(until, lambda: bool(children(worker)), "a job of the worker")
-        for pid in children(worker) if whom == "job" else [worker]:
+        await asyncio.to_thread(until, lambda: bool(grandchildren(worker)), "a job of the worker")
+        for pid in grandchildren(worker) if whom == "job" else [worker]:
             os.kill(pid, signal.SIGKILL)
         await asyncio.Event().wait()  # the rest of the blob never comes, and nobody waits for it
 
@@ -215,11 +215,11 @@ def test_a_worker_killed_in_the_middle_of_a_layer(whom: str, layout: Path, store
 
 
 def test_a_worker_killed_while_it_starts_a_job(layout: Path, store: Store) -> None:
-    """The job is not tied to the worker yet at that moment: it has to notice, or all would wait for ever."""
+    """The job, or the first process before it, is not tied to the worker yet at that moment: it has to notice."""
 
     def kill_at_first_job() -> Watched:
         worker = next_worker()
-        while not (jobs := children(worker)):
+        while not (jobs := grandchildren(worker)):
             pass
         watched = Watched(jobs[0])
         os.kill(worker, signal.SIGKILL)
@@ -277,8 +277,8 @@ def test_cancelling_leaves_nothing(stuck: tuple[str, ...], layout: Path, store: 
         for name in NAMES:
             await (progress.arrived if name in stuck else progress.proven)[DIGESTS[name]].wait()
         (worker,) = workers()
-        await asyncio.to_thread(until, lambda: len(children(worker)) == len(stuck), "the jobs that are stuck")
-        watched = [Watched(pid) for pid in (worker, *children(worker))]
+        await asyncio.to_thread(until, lambda: len(grandchildren(worker)) == len(stuck), "the jobs that are stuck")
+        watched = [Watched(pid) for pid in (worker, *descendants(worker))]
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -25,7 +25,7 @@ import pytest
 
 from tests.conftest import PROJECT, Cli, require
 from tests.support.images import Dir, Entry, Fifo, File, Image, Layer, Symlink, host_shell_layers, write_layout
-from tests.support.processes import PATIENCE, Watched, children, descendants, until
+from tests.support.processes import PATIENCE, Watched, children, descendants, first_of_a_namespace, until
 from tests.support.tree import difference, snapshot
 
 pytestmark = pytest.mark.needs_root
@@ -688,9 +688,9 @@ def test_killing_the_runner_while_it_starts(shell_root: Path) -> None:
     """The container is not tied to it yet at that moment; it has to notice, and must not run on alone."""
     for _ in range(3):
         with started(shell_root, "test", "sleep", "1000") as run:
-            while not (found := children(run.pid)):
+            while not (found := first_of_a_namespace(run.pid)):
                 assert run.poll() is None
-            process = Watched(found[0])
+            process = Watched(found)
             run.kill()
             try:
                 assert process.ended(5), "the container runs on without its runner"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import time
 from collections.abc import Callable
@@ -20,6 +21,23 @@ def children(pid: int) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
+
+
+def grandchildren(pid: int) -> list[int]:
+    """Of a worker program: its jobs, which are the children of the first process in its PID namespace."""
+    return [one for child in children(pid) for one in children(child)]
+
+
+def first_of_a_namespace(pid: int) -> int | None:
+    """The descendant that is PID 1 of a PID namespace of its own, once there is one."""
+    for one in descendants(pid):
+        try:
+            status = Path(f"/proc/{one}/status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if re.search(r"^NSpid:.*\t1$", status, re.MULTILINE):
+            return one
+    return None
 
 
 def descendants(pid: int) -> list[int]:
