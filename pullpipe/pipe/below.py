@@ -24,10 +24,15 @@ class OpenDirectory:
         self.below = below  # the same directory in the stack of the layers below, open, where that is known
         self.gid = os.fstat(fd).st_gid  # which new files get where the directory or the file system says so
 
-    def __del__(self) -> None:
-        os.close(self.fd)
+    def hide_below(self) -> None:
+        """What the layers below have here does not count any more."""
         if self.below != NOTHING:
             os.close(self.below)
+            self.below = NOTHING
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+        self.hide_below()
 
 
 def is_whiteout(status: os.stat_result) -> bool:

@@ -310,7 +310,7 @@ class Tree(Walk):
             raise _error(entry, "a hard link to the root")
         try:
             # With the layers below at hand, the way to the target may have to be made, for the target to be brought up.
-            source = self._directory(target[:-1], make=self._root.below != NOTHING)
+            source = self._directory(target[:-1], make=self._has_below)
             status = self._status(source, target[-1])
         except FileNotFoundError:
             return False

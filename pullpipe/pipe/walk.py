@@ -29,6 +29,7 @@ class Walk:
 
     def __init__(self, root: int, below: int) -> None:
         self._root = OpenDirectory(os.dup(root), (), below if below == NOTHING else os.dup(below))
+        self._has_below = below != NOTHING
         self._open: dict[Path, OpenDirectory] = {}
         self._times: dict[Path, int] = {}  # to be set at the end: every new child changes them
         self._names = 0  # in the paths of all directories that are known

@@ -52,7 +52,7 @@ class OverlayTree(Tree):
         }
 
     def _hide(self, parent: OpenDirectory, name: bytes) -> None:
-        if self._root.below != NOTHING and not exists_below(parent, name):
+        if self._has_below and not exists_below(parent, name):
             return
         self._hiding.add(parent.path)
         try:
@@ -75,7 +75,7 @@ class OverlayTree(Tree):
         return path in self._opaque
 
     def _cannot_link(self, entry: Entry) -> None:
-        if self._root.below == NOTHING:
+        if not self._has_below:
             if not self.unresolved:  # one is enough to unpack it again, where a layer below may have the target
                 self.unresolved.append(describe(entry, missing_target(entry)))
         else:
@@ -86,7 +86,10 @@ class OverlayTree(Tree):
 
     def _make_opaque(self, path: Path) -> None:
         self._opaque.add(path)
-        self.opaque_root = self.opaque_root or not path
+        if not path:
+            self.opaque_root = True
+            self._root.hide_below()
+        self._open.clear()  # what is open still knows what is below
 
     def _is_directory(self, path: Path) -> bool:
         try:

@@ -50,11 +50,13 @@ class Oracle:
     def apply(self, entries: Sequence[Entry]) -> None:
         """Applies one layer's entries in this order; hard links whose targets come later wait for the end."""
         self._number += 1
-        late = [entry for entry in entries if not self._apply(entry)]
-        # The last of several entries of one name wins, also over a link that had to wait.
+        late = [(entry, self._standing(entry)) for entry in entries if not self._apply(entry)]
         last = {_path(entry): entry for entry in entries}
-        late = [entry for entry in late if last[_path(entry)] is entry]
-        for entry in late:
+        for entry, stood in late:
+            # The last of several entries of one name wins, also over a link that had to wait; a directory that was
+            # needed there is one, too.
+            if last[_path(entry)] is not entry or self._standing(entry) not in (None, stood):
+                continue
             if not self._apply(entry):
                 raise Unresolved(entry)
 
@@ -106,6 +108,14 @@ class Oracle:
         parent.children[name] = inode
         self._touch(parent)
         return True
+
+    def _standing(self, entry: Entry) -> Inode | None:
+        """What stands at the entry's path."""
+        path = _parts(entry.path)
+        try:
+            return self._directory(path[:-1], make=False).children.get(path[-1])
+        except Unresolved:
+            return None
 
     def _touch(self, directory: Inode) -> None:
         directory.touched = self._number

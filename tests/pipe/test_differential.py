@@ -83,6 +83,9 @@ LAYERS = st.lists(st.lists(ENTRIES, min_size=0, max_size=7), min_size=1, max_siz
 @example([[Dir("a", mode=0o700), File("a/b")], [Opaque("a"), File("a/c")]])
 @example([[Dir("usr/lib"), Symlink("lib", "usr/lib")], [File("lib/x"), Whiteout("lib/y")]])
 @example([[File("a", b"x", uid=5)], [Hardlink("b", "a")], [Hardlink("c/d", "b")]])
+@example([[File("a")], [Whiteout("a"), Hardlink("b", "a"), Opaque("")]])
+@example([[File("d/a")], [Whiteout("d/a"), Hardlink("b", "d/a"), Opaque("d")]])
+@example([[Hardlink("a", "a"), Dir("a/a")]])
 def test_stack(layers: Sequence[Sequence[Entry]]) -> None:
     """The mounted stack, and the layers flattened into one directory, are what the oracle says, in every attribute."""
     try:
