@@ -147,13 +147,20 @@ class Walk:
         for path, mtime_ns in self._times.items():
             if not path:
                 os.utime(self._root.fd, ns=(mtime_ns, mtime_ns))
-                continue
-            try:
-                parent = self._directory(path[:-1], make=False)
-                there = not self._cleared or stat.S_ISDIR(os.lstat(path[-1], dir_fd=parent.fd).st_mode)
-            except FileNotFoundError:
-                there = False
-            if there:
+            elif (parent := self._parent_of(path)) is not None:
                 os.utime(path[-1], ns=(mtime_ns, mtime_ns), dir_fd=parent.fd, follow_symlinks=False)
             else:
                 self.implied.discard(path)
+
+    def _parent_of(self, path: Path) -> OpenDirectory | None:
+        """The directory that this one is in, if both still are what stands there, and no symlink or file is."""
+        try:
+            parent = self._directory(path[:-1], make=False)
+            if not self._cleared:
+                return parent
+            is_directory = stat.S_ISDIR(os.lstat(path[-1], dir_fd=parent.fd).st_mode)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG):
+                raise
+            return None
+        return parent if is_directory and parent.path == path[:-1] else None

@@ -38,7 +38,7 @@ class OverlayTree(Tree):
 
     def finish(self) -> None:
         for path in self._opaque:
-            if self._is_directory(path):  # and has not been replaced by a later entry
+            if not path or self._parent_of(path) is not None:  # and has not been replaced by a later entry
                 self._drop_whiteouts(path)
                 if path:  # overlayfs ignores the attribute on a layer's root: the stack is cut there instead
                     self.trusted.append((path, _OPAQUE, b"y"))
@@ -90,12 +90,6 @@ class OverlayTree(Tree):
             self.opaque_root = True
             self._root.hide_below()
         self._open.clear()  # what is open still knows what is below
-
-    def _is_directory(self, path: Path) -> bool:
-        try:
-            return self._directory(path, make=False).path == path
-        except FileNotFoundError:
-            return False
 
     def _drop_whiteouts(self, path: Path) -> None:
         """Below an opaque directory there is nothing to hide, and a listing would show the device."""

@@ -50,15 +50,23 @@ class Oracle:
     def apply(self, entries: Sequence[Entry]) -> None:
         """Applies one layer's entries in this order; hard links whose targets come later wait for the end."""
         self._number += 1
-        late = [(entry, self._standing(entry)) for entry in entries if not self._apply(entry)]
-        last = {_path(entry): entry for entry in entries}
-        for entry, stood in late:
-            # The last of several entries of one name wins, also over a link that had to wait; a directory that was
-            # needed there is one, too.
-            if last[_path(entry)] is not entry or self._standing(entry) not in (None, stood):
-                continue
+        late = []
+        for entry in entries:
             if not self._apply(entry):
+                *way, name = _parts(entry.path)
+                parent = self._directory(way)
+                late.append((entry, parent, name, parent.children.get(name)))
+        for entry, parent, name, stood in late:
+            # The last of several entries of one name wins, also over a link that had to wait; a directory that was
+            # needed there is one, too. With its directory the link is gone.
+            if not self._holds(self.root, parent) or parent.children.get(name) not in (None, stood):
+                continue
+            assert isinstance(entry, Hardlink)
+            inode = self._link_target(_parts(entry.target))
+            if inode is None:
                 raise Unresolved(entry)
+            parent.children[name] = inode
+            self._touch(parent)
 
     def snapshot(self) -> Snapshot:
         """In the form that a walk over a real tree has."""
@@ -109,13 +117,8 @@ class Oracle:
         self._touch(parent)
         return True
 
-    def _standing(self, entry: Entry) -> Inode | None:
-        """What stands at the entry's path."""
-        path = _parts(entry.path)
-        try:
-            return self._directory(path[:-1], make=False).children.get(path[-1])
-        except Unresolved:
-            return None
+    def _holds(self, directory: Inode, wanted: Inode) -> bool:
+        return directory is wanted or any(self._holds(child, wanted) for child in directory.children.values())
 
     def _touch(self, directory: Inode) -> None:
         directory.touched = self._number
@@ -212,10 +215,6 @@ def _whiteouts_first(entries: Sequence[Entry]) -> list[Entry]:
 
 def _backwards(entries: Sequence[Entry]) -> list[Entry]:
     return list(reversed(entries))
-
-
-def _path(entry: Entry) -> tuple[bytes, ...]:
-    return tuple(_parts(entry.path))
 
 
 def _parts(path: str | bytes) -> list[bytes]:
