@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
     from pullpipe.oci import Descriptor
+    from pullpipe.trace import Span, Trace
     from store import Digest
 
 _INTERVAL = 0.1  # seconds between two reports on one layer
 
 
 class Progress:
-    """Hears how a pull goes on; this one keeps it to itself. Layers are named by their blob's descriptor."""
+    """Hears how a pull goes on; this one keeps it to itself. Layers are named by their blob's descriptor.
+
+    If there is a `trace`, it hears which stages worked when.
+    """
+
+    trace: Trace | None = None
 
     def plan(self, layers: Sequence[Descriptor], missing: Sequence[Descriptor]) -> None:
         """The image's layers, and those of them that have to be fetched or unpacked."""
@@ -34,6 +41,23 @@ class Progress:
 
     def unpacked(self, layer: Descriptor, count: int) -> None:
         """So many bytes of its tar stream are unpacked."""
+
+    def worked(self, layer: Descriptor | None, spans: Sequence[Span]) -> None:
+        """Stages of the layer, or of the pull as a whole, have been at work."""
+        if self.trace is not None:
+            self.trace.add("pull" if layer is None else f"layer {layer.digest.short}", spans)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A stage of the pull as a whole is at work."""
+        from pullpipe.trace import Times
+
+        times, begun = Times(), time.monotonic()
+        try:
+            yield
+        finally:
+            times.since(name, begun)
+            self.worked(None, times.spans)
 
     def finished(self, layer: Descriptor) -> None:
         """Both its digests are proven."""
@@ -67,11 +91,12 @@ class Plain(Progress):
 
 
 class JsonLines(Progress):
-    """One JSON object a line: {"event": …, "layer": digest, …}; sizes in bytes."""
+    """One JSON object a line: {"event": …, "layer": digest, …}; sizes in bytes, times in seconds."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
         self._last: dict[tuple[str, str], float] = {}
+        self._stages: dict[str, dict[str, float]] = {}
 
     def plan(self, layers: Sequence[Descriptor], missing: Sequence[Descriptor]) -> None:
         wanted = {layer.digest for layer in missing}
@@ -92,8 +117,18 @@ class JsonLines(Progress):
     def unpacked(self, layer: Descriptor, count: int) -> None:
         self._count("unpacked", layer, count)
 
+    def worked(self, layer: Descriptor | None, spans: Sequence[Span]) -> None:
+        super().worked(layer, spans)
+        if layer is None:
+            for span in spans:
+                self._write("stage", stage=span.stage, seconds=round(span.busy, 6))
+            return
+        stages = self._stages.setdefault(str(layer.digest), {})
+        for span in spans:
+            stages[span.stage] = round(stages.get(span.stage, 0.0) + span.busy, 6)
+
     def finished(self, layer: Descriptor) -> None:
-        self._write("finished", layer=str(layer.digest))
+        self._write("finished", layer=str(layer.digest), stages=self._stages.pop(str(layer.digest), {}))
 
     def note(self, text: str) -> None:
         self._write("note", text=text)

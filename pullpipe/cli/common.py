@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pullpipe import linux
@@ -42,6 +43,11 @@ def add_pull_options(parser: argparse.ArgumentParser, *, policy: str) -> None:
     parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="instead of this machine's")
     parser.add_argument("--plain-http", action="store_true", help="speak HTTP without TLS to the registry")
     parser.add_argument("--creds", metavar="USER:PASSWORD", help="authenticate with these")
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="write when which stage of which layer worked, for https://ui.perfetto.dev or chrome://tracing",
+    )
     add_unpack_options(parser)
     name = "--policy" if policy == "always" else "--pull"
     parser.add_argument(
@@ -96,9 +102,22 @@ def platform_of(arguments: argparse.Namespace) -> Platform:
     return Platform.parse(arguments.platform) if arguments.platform else Platform.of_this_machine()
 
 
-def progress_of(arguments: argparse.Namespace) -> Progress:
-    """The face that was asked for."""
-    return Progress() if arguments.quiet else face(arguments.progress)
+@contextmanager
+def reporting(arguments: argparse.Namespace) -> Iterator[Progress]:
+    """The face that was asked for, until the work is done; and then the trace."""
+    progress = Progress() if arguments.quiet else face(arguments.progress)
+    path = getattr(arguments, "trace", None)
+    with open(path, "w", encoding="ascii") if path else nullcontext() as file:
+        if file:
+            from pullpipe.trace import Trace
+
+            progress.trace = Trace()
+        try:
+            yield progress
+        finally:
+            progress.close()
+            if file and progress.trace:
+                progress.trace.write(file)
 
 
 def run_until_signal(work: Coroutine[Any, Any, _T]) -> _T:

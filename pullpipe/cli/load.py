@@ -8,8 +8,8 @@ from pullpipe.cli.common import (
     add_unpack_options,
     open_store,
     platform_of,
-    progress_of,
     pull_options,
+    reporting,
     require_root,
     run_until_signal,
 )
@@ -38,10 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise BadArgument(f"{arguments.path} holds no image")
         for image in images:
             for reference in image.references:
-                progress = progress_of(arguments)
-                try:
+                with reporting(arguments) as progress:
                     run_until_signal(pull(image.source, image.wanted, str(reference), store, options, progress))
-                finally:
-                    progress.close()
                 print(reference)
     return 0

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pullpipe.cli.common import progress_of, pull_options, run_until_signal
+from pullpipe.cli.common import pull_options, reporting, run_until_signal
 from pullpipe.errors import TransferError
 from pullpipe.oci import Platform
 from pullpipe.pipe.pull import Pulled, pull
-from pullpipe.progress import Progress
 from pullpipe.reference import Reference
 from pullpipe.registry.auth import Credentials
 from pullpipe.registry.client import RegistryClient
@@ -22,24 +21,18 @@ def pull_from_registry(
     """Pulls the image; with the policy `newer`, what is present serves when the registry does not."""
     credentials = Credentials.parse(arguments.creds) if arguments.creds else None
     options = pull_options(arguments, platform)
-    progress = progress_of(arguments)
+    with reporting(arguments) as progress:
 
-    async def work() -> Pulled:
-        async with RegistryClient(reference, plain_http=arguments.plain_http, credentials=credentials) as client:
-            return await pull(client, reference.wanted, str(reference), store, options, progress)
+        async def work() -> Pulled:
+            async with RegistryClient(reference, plain_http=arguments.plain_http, credentials=credentials) as client:
+                return await pull(client, reference.wanted, str(reference), store, options, progress)
 
-    try:
-        pulled = run_until_signal(work())
-    except TransferError as error:
-        if present is None or arguments.policy != "newer":
-            raise
-        print(f"pullpipe: warning: {error}; using the image that is here", file=sys.stderr)
-        return present
-    finally:
-        progress.close()
-    _tell(progress, reference, pulled)
+        try:
+            pulled = run_until_signal(work())
+        except TransferError as error:
+            if present is None or arguments.policy != "newer":
+                raise
+            print(f"pullpipe: warning: {error}; using the image that is here", file=sys.stderr)
+            return present
+        progress.note(f"pulled {reference}" if pulled.fetched else f"{reference} is up to date")
     return pulled.record
-
-
-def _tell(progress: Progress, reference: Reference, pulled: Pulled) -> None:
-    progress.note(f"pulled {reference}" if pulled.fetched else f"{reference} is up to date")

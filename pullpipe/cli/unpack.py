@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pullpipe import local
-from pullpipe.cli.common import open_store, progress_of, require_root, run_until_signal
+from pullpipe.cli.common import open_store, reporting, require_root, run_until_signal
 from pullpipe.pipe.flatten import flatten
 from pullpipe.progress import FACES
 from pullpipe.reference import Reference
@@ -24,10 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     require_root("unpacking")
     store = open_store(arguments)
     image = local.find(store, Reference.parse(arguments.reference))
-    progress = progress_of(arguments)
-    try:
+    with reporting(arguments) as progress:
         run_until_signal(flatten(store, image, arguments.directory, progress))
-    finally:
-        progress.close()
     print(arguments.directory)
     return 0

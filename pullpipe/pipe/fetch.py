@@ -8,11 +8,13 @@ change.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from time import monotonic
 
 import aiofiles
 
 from pullpipe.errors import TransferError, VerificationError
 from pullpipe.oci import Descriptor
+from pullpipe.trace import Times
 from pullpipe.transports import Source
 from store import Ingest
 
@@ -20,7 +22,7 @@ _WRITE = 1 << 20  # bytes: each write costs a hop to a thread
 
 
 async def fetch(
-    source: Source, descriptor: Descriptor, ingest: Ingest, available: Callable[[int], Awaitable[None]]
+    source: Source, descriptor: Descriptor, ingest: Ingest, available: Callable[[int], Awaitable[None]], times: Times
 ) -> None:
     """Appends to the ingest until it has `descriptor.size` bytes, and says each time how many are there.
 
@@ -37,8 +39,10 @@ async def fetch(
         passed_over = present - stream.start
         pieces: list[bytes] = []
         waiting = 0
+        now = monotonic()
         try:
             async for piece in stream.pieces:
+                now = times.since("recv", now)
                 if passed_over:
                     skip = min(passed_over, len(piece))
                     passed_over -= skip
@@ -54,10 +58,12 @@ async def fetch(
                     present += await _append(file.write, pieces)
                     waiting = 0
                     await available(present)
+                    now = times.since("store", now)
         finally:
             if waiting:  # also when the connection broke: the next attempt goes on from here
                 present += await _append(file.write, pieces)
                 await available(present)
+                times.since("store", now)
     if present != descriptor.size:
         raise TransferError(
             f"blob {descriptor.digest} is truncated: the source ended after {present} of {descriptor.size} bytes; "

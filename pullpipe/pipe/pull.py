@@ -33,6 +33,7 @@ from pullpipe.pipe.unpack import Channel, Worker, channel
 from pullpipe.pipe.whiteouts import set_trusted
 from pullpipe.pipe.worker import Job, Limits, Result
 from pullpipe.progress import Progress
+from pullpipe.trace import Span, Times
 from pullpipe.transports import Source
 from store import Digest, ImageRecord, Ingest, LayerInfo, Staging, Store
 from store.digest import new_hash
@@ -74,7 +75,8 @@ async def pull(
         return Pulled(record, fetched=False)
     with Worker() as worker:  # starts while the manifest travels
         try:
-            image, documents = await resolve(source, wanted, reference, options.platform)
+            with progress.stage("resolve"):
+                image, documents = await resolve(source, wanted, reference, options.platform)
         except InvalidDocument as error:
             raise InvalidDocument(f"{reference}: {error}") from error
         await _Layers(source, store, worker, options, progress).provide(image, documents)
@@ -118,9 +120,14 @@ class _Layers:
                 try:
                     await self._make(self._missing(mine), owned)
                     if not any(diff_id not in self._staged for diff_id in self._missing(wanted)):
-                        made = await self._settle(image, wanted, owned)
+                        with self._progress.stage("settle"):
+                            made = await self._settle(image, wanted, owned)
                 finally:
-                    recorded = self._publish(image, documents, made)
+                    with self._progress.stage("publish"):
+                        recorded = self._publish(image, documents, made)
+
+    def _times(self) -> Times:
+        return Times(detailed=self._progress.trace is not None)
 
     def _missing(self, layers: Mapping[Digest, Descriptor]) -> dict[Digest, Descriptor]:
         return {diff_id: layer for diff_id, layer in layers.items() if diff_id not in self._store.layers}
@@ -227,7 +234,9 @@ class _Layers:
         async def available(count: int) -> None:
             self._progress.fetched(layer, count)
 
-        await fetch(self._source, layer, ingest, available)
+        times = self._times()
+        await fetch(self._source, layer, ingest, available, times)
+        self._progress.worked(layer, times.spans)
         return ingest.fileno()
 
     async def _unpack_and_prove(
@@ -255,6 +264,7 @@ class _Layers:
     ) -> Result:
         """The blob flows into its file while the worker follows it there."""
         ingest = owned.enter_context(self._store.blobs.ingest(layer.digest, layer.size))
+        times = self._times()
         try:
             async with channel() as words, asyncio.TaskGroup() as group:
 
@@ -263,7 +273,8 @@ class _Layers:
                     await words.available(count)
 
                 unpacking = group.create_task(self._unpack(ingest.fileno(), diff_id, layer, staging, words, _Parents()))
-                group.create_task(fetch(self._source, layer, ingest, available))
+                group.create_task(fetch(self._source, layer, ingest, available, times))
+            self._progress.worked(layer, times.spans)
             result = await _proven(unpacking.result(), ingest.fileno(), diff_id, layer)
         except BaseExceptionGroup as errors:
             error = _first(errors)
@@ -290,12 +301,19 @@ class _Layers:
     ) -> Result | LayerError:
         """A `LayerError` is not yet the last word: first the rest has to arrive, and prove to be the right bytes."""
         job = Job(
-            "overlay", layer.size, layer.digest.algorithm, diff_id.algorithm, *parents, limits=self._options.limits
+            "overlay",
+            layer.size,
+            layer.digest.algorithm,
+            diff_id.algorithm,
+            *parents,
+            limits=self._options.limits,
+            detailed=self._progress.trace is not None,
         )
         try:
             result = await self._worker.unpack(
                 job, blob, staging.files, words, lambda count: self._progress.unpacked(layer, count)
             )
+            self._progress.worked(layer, [Span(*span) for span in result.spans])
             return result._replace(warnings=result.warnings + set_trusted(staging.files, result.trusted_attributes()))
         except LayerError as error:
             return error

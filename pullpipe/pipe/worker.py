@@ -29,6 +29,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, NamedTuple
 
 from pullpipe import linux
@@ -36,8 +37,9 @@ from pullpipe.errors import LayerError, LayerTooLarge, UnmappableOwner
 from pullpipe.pipe.below import NOTHING, Path
 from pullpipe.pipe.directory import Tree
 from pullpipe.pipe.inflate import inflate
-from pullpipe.pipe.tarstream import TarStream
+from pullpipe.pipe.tarstream import Entry, TarStream
 from pullpipe.pipe.whiteouts import FlatTree, OverlayTree
+from pullpipe.trace import Span, Times
 from store.digest import new_hash
 
 READ = 1 << 20  # bytes of the blob at a time
@@ -75,6 +77,7 @@ class Job(NamedTuple):
     below: tuple[str, ...] = ()  # of a layer that cannot be unpacked without its parents: their trees, topmost first
     mount_point: str = ""  # an empty directory to mount those at, in passing
     limits: Limits = Limits()
+    detailed: bool = False  # whether to tell all spans of work, or one a stage
 
 
 class Result(NamedTuple):
@@ -93,6 +96,7 @@ class Result(NamedTuple):
     unresolved: list[str]
     brought_up: list[str]
     warnings: list[str]
+    spans: list[Span]  # which stages worked when; JSON makes lists of them
 
     def trusted_attributes(self) -> list[tuple[str, str, bytes]]:
         """As `whiteouts.set_trusted` takes them."""
@@ -127,9 +131,10 @@ def _run_job(job: Job, channel_fd: int, blob_fd: int, directory_fd: int) -> None
         private = linux.keep_mounts_here()
         below = _open_below(job) if job.below else NOTHING
         tree = _FORMS[job.form](lock_in(directory_fd, private=private), below)
-        blob = _Arriving(blob_fd, job.size, channel, blob_hash.update)
-        _unpack(blob, tree, diff_hash.update, job, lambda count: _tell(channel, {"unpacked": count}))
-        result = _result(tree, blob_hash.hexdigest(), diff_hash.hexdigest())
+        times = Times(detailed=job.detailed)
+        blob = _Arriving(blob_fd, job.size, channel, blob_hash.update, times)
+        _unpack(blob, tree, diff_hash.update, job, lambda count: _tell(channel, {"unpacked": count}), times)
+        result = _result(tree, blob_hash.hexdigest(), diff_hash.hexdigest(), times)
         if sum(map(len, (*result.implied, *result.hiding, *result.emptied))) > _ANSWER_LIMIT:
             raise LayerError("the directories that it leaves open have too many names in all")
         _tell(channel, {"done": result._asdict()})
@@ -188,29 +193,36 @@ def _tell(channel: socket.socket, message: dict[str, Any]) -> None:
 
 
 def _unpack(
-    blob: _Arriving, tree: Tree, hash_diff: Callable[[bytes], None], job: Job, report: Callable[[int], None]
+    blob: _Arriving,
+    tree: Tree,
+    hash_diff: Callable[[bytes], None],
+    job: Job,
+    report: Callable[[int], None],
+    times: Times,
 ) -> None:
     inflated = _Pipe()
     hashed = _Pipe()
-    hashing = threading.Thread(target=lambda: _hash(hashed, hash_diff), daemon=True)
+    hashing = threading.Thread(target=lambda: _hash(hashed, hash_diff, times), daemon=True)
     hashing.start()
-    threading.Thread(target=lambda: _inflate(blob.read, inflated, hashed), daemon=True).start()
+    threading.Thread(target=lambda: _inflate(blob, inflated, hashed, times), daemon=True).start()
 
     limits = job.limits
     by_ratio = max(_RATIO_FROM, job.size * limits.ratio) if limits.ratio else sys.maxsize
-    unpacked = _Counter(inflated.get, min(limits.size or sys.maxsize, by_ratio), report)
+    unpacked = _Extraction(inflated.get, min(limits.size or sys.maxsize, by_ratio), report, times)
     stream = TarStream(unpacked.read)
     for entry in stream:
-        tree.apply(entry, stream)
+        unpacked.apply(tree, entry, stream)
         if limits.entries and tree.entries > limits.entries:
             raise LayerTooLarge(f"it has more than {limits.entries} entries; --max-entries allows more")
     while unpacked.read():
         pass  # what follows the archive's end counts for the digest, and for nothing else
+    began = monotonic()
     tree.finish()
+    times.since("write", began)
     hashing.join()
 
 
-def _result(tree: Tree, blob: str, diff: str) -> Result:
+def _result(tree: Tree, blob: str, diff: str, times: Times) -> Result:
     return Result(
         blob=blob,
         diff=diff,
@@ -228,6 +240,7 @@ def _result(tree: Tree, blob: str, diff: str) -> Result:
         emptied=_texts(tree.emptied),
         hiding=_texts(tree.hiding),
         warnings=tree.warnings,
+        spans=times.spans,
     )
 
 
@@ -238,13 +251,15 @@ def _texts(paths: set[Path]) -> list[str]:
 class _Arriving:
     """The blob's file, which may still be growing; `read` waits for the owner's word that more is there."""
 
-    def __init__(self, fd: int, size: int, channel: socket.socket, seen: Callable[[bytes], None]) -> None:
+    def __init__(self, fd: int, size: int, channel: socket.socket, seen: Callable[[bytes], None], times: Times) -> None:
         self._fd = fd
         self._size = size
         self._words = channel.makefile("rb")
         self._seen = seen
+        self._times = times
         self._at = 0
         self._available = 0
+        self.until = 0.0  # when the last read ended
 
     def read(self) -> bytes:
         if self._at == self._size:
@@ -254,10 +269,13 @@ class _Arriving:
             if not word:
                 os._exit(1)  # the owner gave the job up
             self._available = int(word)
+        began = monotonic()
         data = os.pread(self._fd, min(READ, self._available - self._at), self._at)
+        began = self._times.since("read", began)
         if not data:
             raise OSError(errno.EIO, f"the blob's file ends at byte {self._at}, before its {self._available} bytes")
         self._seen(data)
+        self.until = self._times.since("hash blob", began)
         self._at += len(data)
         return data
 
@@ -278,12 +296,15 @@ class _Pipe:
         return piece
 
 
-def _inflate(read: Callable[[], bytes], inflated: _Pipe, hashed: _Pipe) -> None:
+def _inflate(blob: _Arriving, inflated: _Pipe, hashed: _Pipe, times: Times) -> None:
     try:
-        for piece in inflate(read):
+        began = monotonic()
+        for piece in inflate(blob.read):
+            times.since("inflate", max(began, blob.until))
             hashed.put(piece)
             inflated.put(piece)
-        while read():
+            began = monotonic()
+        while blob.read():
             pass  # nothing, unless a decoder stopped early: the blob's digest counts every byte
         end: bytes | BaseException = b""
     except BaseException as error:
@@ -292,26 +313,37 @@ def _inflate(read: Callable[[], bytes], inflated: _Pipe, hashed: _Pipe) -> None:
     inflated.put(end)
 
 
-def _hash(pieces: _Pipe, update: Callable[[bytes], None]) -> None:
+def _hash(pieces: _Pipe, update: Callable[[bytes], None], times: Times) -> None:
     while piece := pieces.get():
+        began = monotonic()
         update(piece)
+        times.since("hash tar", began)
 
 
-class _Counter:
-    """Counts what is read, up to a limit, and reports it now and then; so it also finds out that the owner has gone."""
+class _Extraction:
+    """What the extractor reads, counted up to a limit, and the time that it takes: to parse, and to write.
 
-    def __init__(self, read: Callable[[], bytes], limit: int, report: Callable[[int], None]) -> None:
+    It reports the count now and then; so it also finds out that the owner has gone.
+    """
+
+    def __init__(self, read: Callable[[], bytes], limit: int, report: Callable[[int], None], times: Times) -> None:
         self._read = read
         self._limit = limit
         self._report = report
+        self._times = times
         self._count = 0
         self._next = _REPORT
         self._ended = False
+        self._began = self._since = monotonic()  # of the piece, of an entry's application
+        self._applying = False
+        self._written = 0.0  # seconds of this piece
 
     def read(self) -> bytes:
+        self.tell()
         if self._ended:
             return b""
         piece = self._read()
+        self._began = self._since = monotonic()
         self._ended = not piece
         self._count += len(piece)
         if self._count > self._limit:
@@ -320,6 +352,22 @@ class _Counter:
             self._report(self._count)
             self._next = self._count + _REPORT
         return piece
+
+    def apply(self, tree: Tree, entry: Entry, stream: TarStream) -> None:
+        """The tree's part."""
+        self._since, self._applying = monotonic(), True
+        tree.apply(entry, stream)
+        self._written += monotonic() - self._since
+        self._applying = False
+
+    def tell(self) -> None:
+        """Hands on the times of the piece."""
+        now = monotonic()
+        if self._applying:
+            self._written += now - self._since
+        self._times.add("parse", self._began, now, now - self._began - self._written)
+        self._times.add("write", self._began, now, self._written)
+        self._written = 0.0
 
 
 if __name__ == "__main__":

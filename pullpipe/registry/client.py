@@ -18,14 +18,14 @@ import aiohttp
 
 from pullpipe import __version__
 from pullpipe.errors import NotFound, TransferError, Unauthorized, UnexpectedAnswer, Unreachable, VerificationError
-from pullpipe.oci import DOCUMENT_LIMIT, INDEXES, MANIFESTS, Descriptor
+from pullpipe.oci import DOCUMENT_LIMIT, Descriptor
 from pullpipe.reference import Reference
 from pullpipe.registry import hosts
 from pullpipe.registry.auth import Credentials, authorize
+from pullpipe.registry.head import ACCEPT
 from pullpipe.transports import BlobStream, Document
 from store import Digest, InvalidDigest
 
-_ACCEPT = ", ".join(sorted(INDEXES | MANIFESTS))
 _CONNECT_TIMEOUT = 30  # seconds
 _READ_TIMEOUT = 60  # seconds without a byte
 _BUFFER = 1 << 20  # bytes that may wait in the process; aiohttp's 64 KiB stop and start the socket all the time
@@ -63,7 +63,7 @@ class RegistryClient:
         """What the tag names now, by one HEAD; a digest names itself, and costs no request."""
         if ":" in wanted:
             return Digest.parse(wanted)
-        async with self._request("HEAD", f"manifests/{wanted}", {"Accept": _ACCEPT}) as response:
+        async with self._request("HEAD", f"manifests/{wanted}", {"Accept": ACCEPT}) as response:
             if response.status == 200 and (stated := response.headers.get("Docker-Content-Digest")):
                 return self._digest(stated)
         # A registry without HEAD or without the header; or an error, which GET tells with its reason.
@@ -76,7 +76,7 @@ class RegistryClient:
         return self._documents[wanted]
 
     async def _fetch_document(self, wanted: str) -> Document:
-        async with self._request("GET", f"manifests/{wanted}", {"Accept": _ACCEPT}) as response:
+        async with self._request("GET", f"manifests/{wanted}", {"Accept": ACCEPT}) as response:
             await self._check(response, f"{self._reference.name}{'@' if ':' in wanted else ':'}{wanted}")
             data = b""
             async for piece in response.content.iter_any():

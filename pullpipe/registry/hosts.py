@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
+import socket
+from contextlib import suppress
 
 from pullpipe.reference import DEFAULT_REGISTRY
 
@@ -28,7 +29,7 @@ def is_loopback(host: str) -> bool:
     name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
     if name == "localhost":
         return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+    for family, loopback in ((socket.AF_INET, b"\x7f"), (socket.AF_INET6, bytes(15) + b"\1")):
+        with suppress(OSError):  # no such address
+            return socket.inet_pton(family, name).startswith(loopback)
+    return False

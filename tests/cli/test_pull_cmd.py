@@ -76,6 +76,9 @@ def arrived(root: Path, digest: str) -> int:
     return sum(path.stat().st_size for path in root.glob(f"ingest/*{digest.partition(':')[2]}*"))
 
 
+LAYER_STAGES = {"recv", "store", "read", "hash blob", "inflate", "hash tar", "parse", "write"}
+
+
 class TestTree:
     @pytest.mark.parametrize("name", SHARED)
     @pytest.mark.parametrize("form", FORMS)
@@ -146,11 +149,18 @@ class TestOutput:
         assert (done.returncode, done.stderr) == (0, "")
 
     def test_progress_json(self, cli: Cli, registry: Registry, layout: Path) -> None:
-        """An object a line: the plan, each layer from its start to its end, and the counts never go back."""
+        """An object a line: the plan, each layer from its start to its end, and the counts never go back.
+
+        Of the pull and of each layer it tells how long the stages were at work.
+        """
         reference = registry.push(layout, "image", to="pull/json:1")
         done = cli("pull", "--progress", "json", reference)
         events: list[dict[str, Any]] = [json.loads(line) for line in done.stderr.splitlines()]
         layers = layers_of(layout)
+        stages = [event for event in events if event["event"] == "stage"]
+        assert [event["stage"] for event in stages] == ["resolve", "settle", "publish"]
+        assert all(event["seconds"] > 0 for event in stages)
+        events = [event for event in events if event["event"] != "stage"]
         assert events[0] == {
             "event": "plan",
             "layers": [{"digest": one["digest"], "size": one["size"], "missing": True} for one in layers],
@@ -158,11 +168,35 @@ class TestOutput:
         for layer in layers:
             own = [event for event in events if event.get("layer") == layer["digest"]]
             assert own[0] == {"event": "started", "layer": layer["digest"], "size": layer["size"]}
-            assert own[-1] == {"event": "finished", "layer": layer["digest"]}
+            finished = own[-1]
+            assert (finished["event"], finished["stages"].keys()) == ("finished", LAYER_STAGES)
+            assert all(seconds >= 0 for seconds in finished["stages"].values())
             counts = [event["bytes"] for event in own if event["event"] == "fetched"]
             assert counts == sorted(counts)
             assert counts[-1] == layer["size"]
         assert events[-1] == {"event": "note", "text": f"pulled {reference}"}
+
+    def test_trace(self, cli: Cli, registry: Registry, layout: Path, tmp_path: Path) -> None:
+        """Trace events: the pull and each layer have a row, with a track for each stage, within the pull's time."""
+        reference = registry.push(layout, "image", to="pull/trace:1")
+        ok(cli, "pull", "--trace", tmp_path / "trace.json", reference)
+        events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        rows = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+        shorts = [layer["digest"].removeprefix("sha256:")[:12] for layer in layers_of(layout)]
+        assert sorted(rows.values()) == sorted(["pull", *(f"layer {short}" for short in shorts)])
+        spans = [event for event in events if event["ph"] == "X"]
+        for row, name in rows.items():
+            seen = {event["name"] for event in spans if event["pid"] == row}
+            assert seen == ({"resolve", "settle", "publish"} if name == "pull" else LAYER_STAGES)
+        end = max(event["ts"] + event["dur"] for event in spans if event["name"] == "publish")
+        for event in spans:
+            assert 0 <= event["ts"] <= event["ts"] + event["dur"] <= end
+            assert 0 <= event["args"]["busy_us"] <= event["dur"] + 1
+
+    def test_a_trace_that_cannot_be_written(self, cli: Cli, store_root: Path, tmp_path: Path) -> None:
+        """Told before anything is asked."""
+        assert "no/such" in fails(cli, "pull", "--trace", tmp_path / "no" / "such", "127.0.0.1:1/x")
+        assert "is a directory" in fails(cli, "pull", "--trace", tmp_path, "127.0.0.1:1/x")
 
     def test_an_index_prints_the_digest_of_the_platforms_manifest(
         self, cli: Cli, registry: Registry, tmp_path: Path
