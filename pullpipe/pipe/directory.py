@@ -22,6 +22,7 @@ from pullpipe.pipe.walk import DEPTH_LIMIT, Walk
 
 _TRUSTED_LIMIT = 8 << 20  # bytes of trusted attributes, which the worker holds and hands on
 _SYMLINKS_LIMIT = 40  # between a link that has to wait and another's name
+_SPARE = b".wh..wh.spare"  # a name that no entry makes
 # Overlayfs's own attributes: an image that carries them would steer the stack it becomes part of.
 _OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")
 # Not the archive's fault: the caller hears of them as what they are.
@@ -322,9 +323,10 @@ class Tree(Walk):
             return True  # to itself
         try:
             os.link(target[-1], name, src_dir_fd=source.fd, dst_dir_fd=parent.fd, follow_symlinks=False)
-        except FileExistsError:
+        except FileExistsError:  # what is in the way may be a directory that holds the target
+            os.link(target[-1], _SPARE, src_dir_fd=source.fd, dst_dir_fd=parent.fd, follow_symlinks=False)
             self._clear(parent, name)
-            os.link(target[-1], name, src_dir_fd=source.fd, dst_dir_fd=parent.fd, follow_symlinks=False)
+            os.rename(_SPARE, name, src_dir_fd=parent.fd, dst_dir_fd=parent.fd)
         return True
 
     def _status(self, directory: OpenDirectory, name: bytes) -> os.stat_result:
