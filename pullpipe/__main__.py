@@ -1,7 +1,6 @@
 """`python -m pullpipe`."""
 
-import sys
+from pullpipe.cli import program
 
-from pullpipe.cli import main
-
-sys.exit(main())
+if __name__ == "__main__":
+    program()

@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import sys
-from functools import cache
 from typing import NoReturn
 
 from pullpipe.errors import KernelRefused
@@ -138,13 +137,6 @@ def fork_first() -> int:
     if answer.startswith("!") or not answer:
         raise KernelRefused(answer[1:] or "the kernel refused to make a PID namespace")
     return int(answer)
-
-
-@cache
-def in_user_namespace() -> bool:
-    """Whether our root is not the machine's: such a root may not make devices or set `trusted` attributes."""
-    with open("/proc/self/uid_map", encoding="ascii") as file:
-        return file.read().split() != ["0", "0", "4294967295"]
 
 
 def end_with_parent(number: int) -> None:

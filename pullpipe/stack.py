@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pullpipe import linux
 from pullpipe.errors import KernelRefused
 from store import Container, Store
+from store.namespace import in_user_namespace
 
 _LIMIT = 500  # lower directories of one mount: OVL_MAX_STACK in the kernel
 
@@ -92,7 +93,7 @@ def _mount(lower: Sequence[str], target: str, source: str, flags: int, options: 
             descriptors.append(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         os.chdir("/proc/self/fd")
         names = ":".join(map(str, descriptors))
-        options += ",userxattr" if linux.in_user_namespace() else ""  # as `whiteouts.opaque_attribute` has it
+        options += ",userxattr" if in_user_namespace() else ""  # as `whiteouts.opaque_attribute` has it
         linux.mount(source, os.path.abspath(target), "overlay", flags, f"lowerdir={names}{options}")
     except KernelRefused as error:
         cause = error.__cause__

@@ -13,9 +13,11 @@ from store.containers import Containers
 from store.errors import UnusableRoot
 from store.images import EMPTY_INDEX, Images
 from store.layers import LayerInfo, StackInfo
+from store.namespace import in_user_namespace
 from store.trees import Staging, Trees, clean
 
 FORMAT = 1
+_MADE = {"trusted": "outside of user namespaces", "user": "in a user namespace"}
 _FILES = ("oci-layout", "index.json", "version")
 _DIRECTORIES = (
     "blobs",
@@ -39,13 +41,13 @@ class Store:
     `store.durable`). Raises `UnusableRoot` when the directory is something else, another user's, or newer than this
     program, and `OSError` when it cannot be made.
 
-    `attributes` says which of overlayfs's the trees have: "trusted" or "user". A store has one kind for its life.
+    Its trees have overlayfs's `trusted` attributes or, made in a user namespace, `user` ones; of one kind for its life.
     """
 
-    def __init__(self, root: str, *, durable: bool = True, attributes: str = "trusted") -> None:
+    def __init__(self, root: str, *, durable: bool = True) -> None:
         self.root = os.path.abspath(root)
         self._durable = durable
-        self._attributes = attributes
+        self._attributes = "user" if in_user_namespace() else "trusted"
         self._open()
         self.blobs = Blobs(self.root)
         self.layers = Trees(self.root, "layers", "layer.json", LayerInfo.from_json)
@@ -65,18 +67,18 @@ class Store:
             raise UnusableRoot(f"{self.root} is not a directory; name another one with --root") from error
         else:
             number, _, attributes = found.decode(errors="replace").partition(" ")
-            if not (number.isascii() and number.isdigit()):
+            attributes = attributes or "trusted"
+            if not (number.isascii() and number.isdigit() and attributes in _MADE):
                 raise UnusableRoot(f"{version} is damaged: it should hold the number {FORMAT}")
             if int(number) > FORMAT:
                 raise UnusableRoot(
                     f"the store at {self.root} has format {int(number)}, and this pullpipe reads up to {FORMAT}; "
                     "use a newer pullpipe, or another --root"
                 )
-            if (attributes or "trusted") != self._attributes:
-                where = {"trusted": "outside of user namespaces", "user": "in a user namespace"}
+            if attributes != self._attributes:
                 raise UnusableRoot(
-                    f"the store at {self.root} was made {where.get(attributes or 'trusted', 'elsewhere')}, and its "
-                    f"layers cannot be stacked {where[self._attributes]}; name another one with --root"
+                    f"the store at {self.root} was made {_MADE[attributes]}, and its layers cannot be stacked "
+                    f"{_MADE[self._attributes]}; name another one with --root"
                 )
             if not os.path.exists(os.path.join(self.root, "index.json")):
                 self._complete()  # somebody removed a damaged one

@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pullpipe import linux
 from pullpipe.errors import NeedsRoot
 from pullpipe.oci import Platform
 from pullpipe.progress import FACES, Progress, face
@@ -25,11 +23,7 @@ _T = TypeVar("_T")
 
 def open_store(arguments: argparse.Namespace) -> Store:
     """The store that --root names."""
-    return Store(
-        arguments.root,
-        durable=getattr(arguments, "durability", "full") == "full",
-        attributes="user" if linux.in_user_namespace() else "trusted",
-    )
+    return Store(arguments.root, durable=getattr(arguments, "durability", "full") == "full")
 
 
 def require_root(what: str) -> None:
@@ -124,6 +118,7 @@ def run_until_signal(work: Coroutine[Any, Any, _T]) -> _T:
     """Runs the coroutine; SIGTERM cancels it as Ctrl-C does, so that it can clean up."""
 
     import asyncio  # 50 ms, which commands that wait for nothing should not pay
+    import signal
 
     async def supervised() -> _T:
         task = asyncio.ensure_future(work)

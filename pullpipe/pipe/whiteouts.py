@@ -16,10 +16,10 @@ import os
 import stat
 from collections.abc import Iterable
 
-from pullpipe import linux
 from pullpipe.pipe.below import NOTHING, OpenDirectory, Path, exists_below, is_whiteout
 from pullpipe.pipe.directory import Tree, describe, missing_target
 from pullpipe.pipe.tarstream import Entry
+from store.namespace import in_user_namespace
 
 _OPAQUE = b"trusted.overlay.opaque"
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -102,7 +102,7 @@ class OverlayTree(Tree):
 
 def opaque_attribute() -> str:
     """The name under which overlayfs looks for it here."""
-    return "user.overlay.opaque" if linux.in_user_namespace() else _OPAQUE.decode()
+    return "user.overlay.opaque" if in_user_namespace() else _OPAQUE.decode()
 
 
 def set_trusted(files: str, attributes: Iterable[tuple[str, str, bytes]]) -> list[str]:
@@ -119,7 +119,7 @@ def set_trusted(files: str, attributes: Iterable[tuple[str, str, bytes]]) -> lis
             raise OSError(errno.EINVAL, f"an attribute that no layer gets: {name!r}")
         if name == _OPAQUE.decode():
             name = opaque_attribute()
-        elif linux.in_user_namespace():
+        elif in_user_namespace():
             left_out.append(path)
             continue
         fd = os.open(files, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -31,7 +31,8 @@ def head(reference: Reference, *, plain_http: bool) -> Digest | None:
         f"User-Agent: pullpipe/{__version__}\r\nConnection: close\r\n\r\n"
     )
     try:
-        with socket.create_connection((name, port), _TIMEOUT) as connection:
+        # As bytes: a text would be encoded as an international name, which takes an import of its own.
+        with socket.create_connection((name.encode(), port), _TIMEOUT) as connection:  # type: ignore[arg-type]
             if scheme == "http":
                 return _ask(connection, request)
             import ssl
