@@ -46,20 +46,23 @@ class Oracle:
     def __init__(self) -> None:
         self.root = Inode("directory", 0o755)
         self._number = -1
+        self._last: dict[tuple[Inode, bytes], Entry | None] = {}  # what this layer made there last; None: on the way
 
     def apply(self, entries: Sequence[Entry]) -> None:
         """Applies one layer's entries in this order; hard links whose targets come later wait for the end."""
         self._number += 1
+        self._last.clear()
         late = []
         for entry in entries:
             if not self._apply(entry):
                 *way, name = _parts(entry.path)
                 parent = self._directory(way)
-                late.append((entry, parent, name, parent.children.get(name)))
-        for entry, parent, name, stood in late:
+                self._last[parent, name] = entry
+                late.append((entry, parent, name))
+        for entry, parent, name in late:
             # The last of several entries of one name wins, also over a link that had to wait; a directory that was
             # needed there is one, too. With its directory the link is gone.
-            if not self._holds(self.root, parent) or parent.children.get(name) not in (None, stood):
+            if not self._holds(self.root, parent) or self._last[parent, name] is not entry:
                 continue
             assert isinstance(entry, Hardlink)
             inode = self._link_target(_parts(entry.target))
@@ -114,6 +117,7 @@ class Oracle:
             inode = _make(entry)
             inode.layer = self._number
         parent.children[name] = inode
+        self._last[parent, name] = entry
         self._touch(parent)
         return True
 
@@ -181,6 +185,7 @@ class Oracle:
                     raise Unresolved(path)
                 inode = Inode("directory", 0o755, layer=self._number)
                 way[-1].children[name] = inode
+                self._last[way[-1], name] = None
                 self._touch(way[-1])
             way.append(inode)
         return way[-1]
