@@ -10,9 +10,12 @@ import json
 import os
 import re
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Self
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from itertools import islice
+from time import monotonic
+from typing import NamedTuple, Self
 
 import aiohttp
 
@@ -29,7 +32,19 @@ from store import Digest, InvalidDigest
 _CONNECT_TIMEOUT = 30  # seconds
 _READ_TIMEOUT = 60  # seconds without a byte
 _BUFFER = 1 << 20  # bytes that may wait in the process; aiohttp's 64 KiB stop and start the socket all the time
-_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
+_LARGE = 32 << 20  # bytes of a blob that is worth several requests
+_WINDOW = 4 << 20  # bytes of one of them
+_CONNECTIONS = 4  # for one blob; what waits for its turn comes to less than so many windows
+_FAST = 80e6  # bytes a second from which on more connections would not help
+
+
+class _Part(NamedTuple):
+    """Bytes of a blob, from `start` up to and without `end`."""
+
+    start: int
+    end: int
+    pieces: AsyncIterator[bytes]
 
 
 class RegistryClient:
@@ -95,25 +110,77 @@ class RegistryClient:
     @asynccontextmanager
     async def blob(self, descriptor: Descriptor, offset: int) -> AsyncIterator[BlobStream]:
         """The blob's bytes, from `offset` on where the registry can do that."""
+        large = descriptor.size - offset >= _LARGE
+        async with self._part(descriptor, offset, offset + _WINDOW if large else descriptor.size) as part:
+            if part.start != offset or part.end == descriptor.size:
+                yield BlobStream(part.start, part.pieces)
+            else:
+                async with aclosing(self._windows(descriptor, part)) as pieces:
+                    yield BlobStream(offset, pieces)
+
+    async def _windows(self, descriptor: Descriptor, first: _Part) -> AsyncGenerator[bytes, None]:
+        """The first window's bytes, and then all others in order.
+
+        If the first came slowly, as where each connection is limited, several windows are on their way at a time; what
+        arrives before its turn waits in memory. Otherwise one connection does it.
+        """
+        began = monotonic()
+        async for piece in first.pieces:
+            yield piece
+        if monotonic() - began < (first.end - first.start) / _FAST:
+            async with self._part(descriptor, first.end, descriptor.size) as rest:
+                self._expect(rest.start == first.end, descriptor)
+                async for piece in rest.pieces:
+                    yield piece
+            return
+        starts = iter(range(first.end, descriptor.size, _WINDOW))
+        ahead = deque(asyncio.create_task(self._window(descriptor, start)) for start in islice(starts, _CONNECTIONS))
+        try:
+            while ahead:
+                pieces = await ahead[0]
+                ahead.popleft()
+                ahead.extend(asyncio.create_task(self._window(descriptor, start)) for start in islice(starts, 1))
+                for piece in pieces:
+                    yield piece
+        finally:
+            for task in ahead:
+                task.cancel()
+            await asyncio.gather(*ahead, return_exceptions=True)
+
+    async def _window(self, descriptor: Descriptor, start: int) -> list[bytes]:
+        end = min(start + _WINDOW, descriptor.size)
+        async with self._part(descriptor, start, end) as part:
+            self._expect((part.start, part.end) == (start, end), descriptor)
+            return [piece async for piece in part.pieces]
+
+    @asynccontextmanager
+    async def _part(self, descriptor: Descriptor, start: int, end: int) -> AsyncIterator[_Part]:
+        """These bytes of the blob, or all of it when the registry cannot do that."""
         path = f"blobs/{descriptor.digest}"
-        async with self._request("GET", path, {"Range": f"bytes={offset}-"} if offset else {}) as response:
+        last = end - 1 if end < descriptor.size else ""
+        wanted = {"Range": f"bytes={start}-{last}"} if start or last else {}
+        async with self._request("GET", path, wanted) as response:
             if response.status != 416:
-                yield await self._blob_stream(response, descriptor, offset)
+                yield await self._part_of(response, descriptor, start)
                 return
         async with self._request("GET", path, {}) as response:  # no such range there: all of it, then
-            yield await self._blob_stream(response, descriptor, 0)
+            yield await self._part_of(response, descriptor, 0)
 
-    async def _blob_stream(self, response: aiohttp.ClientResponse, descriptor: Descriptor, offset: int) -> BlobStream:
+    async def _part_of(self, response: aiohttp.ClientResponse, descriptor: Descriptor, wanted: int) -> _Part:
         await self._check(response, f"blob {descriptor.digest} of {self._reference.name}")
-        start = 0
-        if response.status == 206:
-            stated = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            if not stated or int(stated[1]) != offset:
-                raise UnexpectedAnswer(
-                    f"{self._reference.registry} sent another part of blob {descriptor.digest} than it was asked for"
-                )
-            start = offset
-        return BlobStream(start, response.content.iter_any())
+        pieces = response.content.iter_any()
+        if response.status != 206:
+            return _Part(0, descriptor.size, pieces)
+        stated = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        self._expect(stated is not None and int(stated[1]) == wanted, descriptor)
+        assert stated is not None
+        return _Part(wanted, int(stated[2]) + 1, pieces)
+
+    def _expect(self, right: bool, descriptor: Descriptor) -> None:
+        if not right:
+            raise UnexpectedAnswer(
+                f"{self._reference.registry} sent another part of blob {descriptor.digest} than it was asked for"
+            )
 
     @asynccontextmanager
     async def _request(self, method: str, path: str, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:

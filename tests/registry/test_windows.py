@@ -1,0 +1,148 @@
+"""Large blobs by several requests: when they are asked for, in which order they arrive, and what goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from aiohttp import web
+
+from pullpipe.errors import TransferError
+from pullpipe.oci import OCI_LAYER, Descriptor
+from pullpipe.reference import Reference
+from pullpipe.registry.client import RegistryClient
+from store import Digest
+
+SIZE = 41_000_000
+DATA = random.Random(5).randbytes(SIZE)
+BLOB = Descriptor(OCI_LAYER, Digest.of(DATA), SIZE)
+PIECE = 1 << 20
+
+
+@dataclass
+class Server:
+    """Serves the blob, `delay` seconds before each MiB; tells which parts it was asked for, and how many at once."""
+
+    delay: float = 0.0
+    ranges: bool = True
+    fails_from: int = SIZE  # a part that begins there or later breaks off
+    parts: list[tuple[int, int]] = field(default_factory=list)
+    at_once: int = 0
+    most: int = 0
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", "") if self.ranges else "")
+        start, end = (int(asked[1]), int(asked[2] or SIZE - 1) + 1) if asked else (0, SIZE)
+        self.parts.append((start, end))
+        response = web.StreamResponse(status=206 if asked else 200)
+        if asked:
+            response.headers["Content-Range"] = f"bytes {start}-{end - 1}/{SIZE}"
+        response.content_length = end - start
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        try:
+            await response.prepare(request)
+            for at in range(start, end, PIECE):
+                await asyncio.sleep(self.delay)
+                await response.write(DATA[at : min(at + PIECE, end)])
+                if start >= self.fails_from and request.transport:
+                    request.transport.abort()
+        finally:
+            self.at_once -= 1
+        return response
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[RegistryClient]:
+        """A client of this server."""
+        application = web.Application()
+        application.router.add_get("/{path:.*}", self.answer)
+        runner = web.AppRunner(application, shutdown_timeout=0.01)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            reference = Reference.parse(f"127.0.0.1:{runner.addresses[0][1]}/a/b:1")
+            async with RegistryClient(reference, plain_http=True) as client:
+                yield client
+        finally:
+            await runner.cleanup()
+
+    def pull(self, offset: int = 0) -> tuple[int, bytes]:
+        """Where the blob's bytes start, and the bytes, as a client of this server gets them."""
+
+        async def main() -> tuple[int, bytes]:
+            async with self.client() as client, client.blob(BLOB, offset) as stream:
+                return stream.start, b"".join([piece async for piece in stream.pieces])
+
+        return asyncio.run(main())
+
+    def check_each_byte_once(self, start: int) -> None:
+        """The parts cover the blob from there on, and no byte twice."""
+        for begin, end in sorted(self.parts):
+            assert begin == start
+            start = end
+        assert start == SIZE
+
+
+@pytest.mark.parametrize("offset", [0, 1, 5_000_000])
+def test_a_slow_connection_is_helped_by_others(offset: int) -> None:
+    """Four at a time, and each byte is asked for once."""
+    server = Server(delay=0.05)
+    start, data = server.pull(offset)
+    assert (start, data == DATA[offset:]) == (offset, True)
+    server.check_each_byte_once(offset)
+    assert server.most == 4
+    assert len(server.parts) > 8
+
+
+def test_a_fast_connection_is_left_alone() -> None:
+    """After the first window the rest comes in one."""
+    server = Server()
+    assert server.pull() == (0, DATA)
+    server.check_each_byte_once(0)
+    assert (server.most, len(server.parts)) == (1, 2)
+
+
+def test_what_is_left_of_a_large_blob_may_be_small() -> None:
+    server = Server(delay=0.05)
+    start, data = server.pull(SIZE - 3 * PIECE)
+    assert (start, data == DATA[SIZE - 3 * PIECE :]) == (SIZE - 3 * PIECE, True)
+    assert len(server.parts) == 1
+
+
+@pytest.mark.parametrize("offset", [0, 5_000_000])
+def test_a_registry_without_ranges(offset: int) -> None:
+    """It sends all of it, once."""
+    server = Server(ranges=False)
+    assert server.pull(offset) == (0, DATA)
+    assert server.parts == [(0, SIZE)]
+
+
+def test_a_window_that_breaks_off() -> None:
+    """The error comes when its turn does, and no request outlives it."""
+    server = Server(delay=0.05, fails_from=SIZE // 2)
+    with pytest.raises(TransferError, match="try again"):
+        server.pull()
+    assert server.at_once == 0
+
+
+def test_a_reader_that_stops() -> None:
+    """No request outlives it."""
+    server = Server(delay=0.05)
+
+    async def main() -> None:
+        async with server.client() as client:
+            async with client.blob(BLOB, 0) as stream:
+                count = 0
+                async for piece in stream.pieces:
+                    count += len(piece)
+                    if count > 6 << 20:
+                        break
+            assert not [task for task in asyncio.all_tasks() if "RegistryClient" in repr(task.get_coro())]
+
+    asyncio.run(main())
+    assert server.most == 4
