@@ -106,14 +106,14 @@ def fork_first() -> int:
     A process in between makes the namespace, for in a user namespace there is no way back from it. That one ends, and
     hands its child on to us.
     """
-    parent = os.pidfd_open(os.getpid())
+    us = os.pidfd_open(os.getpid())
     numbers, number = os.pipe()
+    starts, start = os.pipe()
     _prctl("adopt a process", _PR_SET_CHILD_SUBREAPER, 1)
     between = os.fork()
     if between == 0:
         try:
             unshare(CLONE_NEWPID)
-            own = os.pidfd_open(os.getpid())
             child = os.fork()
         except BaseException as error:
             os.write(number, b"!" + str(error).encode())
@@ -121,16 +121,18 @@ def fork_first() -> int:
         if child:
             os.write(number, str(child).encode())
             os._exit(0)
-        select.select([own], [], [])  # from then on the parent is the one that is to stay
+        os.close(start)
+        started = os.read(starts, 1)  # when it is adopted; nothing, if we ended
         end_with_parent(signal.SIGKILL)
-        if select.select([parent], [], [], 0)[0]:
-            os._exit(1)  # it ended before we were tied to it
-        for fd in (parent, numbers, number, own):
+        if not started or select.select([us], [], [], 0)[0]:
+            os._exit(1)  # we ended before it was tied to us
+        for fd in (us, numbers, number, starts):
             os.close(fd)
         return 0
-    os.close(parent)
-    os.close(number)
     os.waitpid(between, 0)
+    os.write(start, b"s")
+    for fd in (us, number, starts, start):
+        os.close(fd)
     _prctl("adopt no more", _PR_SET_CHILD_SUBREAPER, 0)
     with open(numbers, "rb") as file:
         answer = file.read().decode()

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 
-from pullpipe.errors import BadArgument, LayerError, NotFound, VerificationError
+from pullpipe.errors import BadArgument, LayerError, NotFound, VerificationError, WrongBlob
 from pullpipe.local import LocalImage, load
 from pullpipe.oci import Descriptor
+from pullpipe.pipe.proof import proven
 from pullpipe.pipe.unpack import Worker, channel
 from pullpipe.pipe.whiteouts import set_trusted
-from pullpipe.pipe.worker import Job
+from pullpipe.pipe.worker import Job, Result
 from pullpipe.progress import Progress
 from store import Digest, Store
 
@@ -22,7 +23,7 @@ async def flatten(store: Store, image: LocalImage, directory: str, progress: Pro
     """Unpacks the image into `directory`, which is made, or is there and empty.
 
     Raises `BadArgument` when it is not empty, `NotFound` when the store has not kept a blob, `VerificationError` when
-    one is damaged, and `OSError`. What has been written by then stays, for the user to look at.
+    one is damaged, `LayerError`, and `OSError`. What has been written by then stays, for the user to look at.
     """
     blobs = [_kept(store, image, layer, diff_id) for layer, diff_id in _layers(image)]
     os.makedirs(directory, exist_ok=True)
@@ -36,15 +37,18 @@ async def flatten(store: Store, image: LocalImage, directory: str, progress: Pro
             job = Job("flat", layer.size, layer.digest.algorithm, diff_id.algorithm)
             blob = os.open(store.blobs.path(layer.digest), os.O_RDONLY | os.O_CLOEXEC)
             try:
-                async with channel() as words:
-                    await words.available(layer.size)
-                    result = await worker.unpack(job, blob, directory, words, lambda _: None)
-                if (result.blob, result.diff) != (layer.digest.hex, diff_id.hex):
-                    raise LayerError("the digest is wrong")
+                outcome: Result | LayerError
+                try:
+                    async with channel() as words:
+                        await words.available(layer.size)
+                        outcome = await worker.unpack(job, blob, directory, words, lambda _: None)
+                except LayerError as error:
+                    outcome = error
+                result = await proven(outcome, blob, diff_id, layer)
                 warnings = result.warnings + set_trusted(directory, result.trusted_attributes())
-            except LayerError as error:  # it was right when it was pulled
+            except WrongBlob as error:  # it was right when it was pulled
                 raise VerificationError(
-                    f"blob {layer.digest} is damaged in the store ({error}); "
+                    f"blob {layer.digest} is damaged in the store; "
                     f"`pullpipe rmi {image.record.reference}`, and pull it again"
                 ) from error
             finally:

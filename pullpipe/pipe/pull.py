@@ -28,6 +28,7 @@ from pullpipe.errors import (
 from pullpipe.oci import Descriptor, Platform
 from pullpipe.pipe import settle
 from pullpipe.pipe.fetch import fetch
+from pullpipe.pipe.proof import proven
 from pullpipe.pipe.resolve import resolve
 from pullpipe.pipe.unpack import Channel, Worker, channel
 from pullpipe.pipe.whiteouts import set_trusted
@@ -36,7 +37,6 @@ from pullpipe.progress import Progress
 from pullpipe.trace import Span, Times
 from pullpipe.transports import Source
 from store import Digest, ImageRecord, Ingest, LayerInfo, Staging, Store
-from store.digest import new_hash
 from store.locks import Lock
 
 _POLL = 0.05  # seconds between two looks at a lock that another process holds
@@ -252,7 +252,7 @@ class _Layers:
             await words.available(layer.size)
             outcome = await self._unpack(blob, diff_id, layer, staging, words, parents or _Parents())
         try:
-            return await _proven(outcome, blob, diff_id, layer)
+            return await proven(outcome, blob, diff_id, layer)
         except WrongBlob as error:
             self._store.blobs.remove(layer.digest)
             raise VerificationError(
@@ -275,7 +275,7 @@ class _Layers:
                 unpacking = group.create_task(self._unpack(ingest.fileno(), diff_id, layer, staging, words, _Parents()))
                 group.create_task(fetch(self._source, layer, ingest, available, times))
             self._progress.worked(layer, times.spans)
-            result = await _proven(unpacking.result(), ingest.fileno(), diff_id, layer)
+            result = await proven(unpacking.result(), ingest.fileno(), diff_id, layer)
         except BaseExceptionGroup as errors:
             error = _first(errors)
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -332,40 +332,6 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-async def _proven(outcome: Result | LayerError, blob: int, diff_id: Digest, layer: Descriptor) -> Result:
-    """What was unpacked, both its digests proven; or the reason why it is nothing."""
-    if isinstance(outcome, LayerError):
-        found = await asyncio.to_thread(_digest, blob, layer.digest.algorithm)
-        if found != layer.digest.hex:
-            raise _wrong_blob(layer, found) from outcome
-        raise type(outcome)(f"layer {layer.digest} cannot be unpacked: {outcome}{outcome.remedy}") from outcome
-    if outcome.blob != layer.digest.hex:
-        raise _wrong_blob(layer, outcome.blob)
-    if outcome.diff != diff_id.hex:
-        raise VerificationError(
-            f"layer {layer.digest} unpacks to diffID {diff_id.algorithm}:{outcome.diff}, and the image's config says "
-            f"{diff_id}: the image is inconsistent; its owner has to push it anew"
-        )
-    return outcome
-
-
-def _digest(fd: int, algorithm: str) -> str:
-    """The hex digest of the whole file."""
-    blob_hash = new_hash(algorithm)
-    at = 0
-    while data := os.pread(fd, 1 << 20, at):
-        blob_hash.update(data)
-        at += len(data)
-    return blob_hash.hexdigest()
-
-
-def _wrong_blob(layer: Descriptor, got: str) -> WrongBlob:
-    return WrongBlob(
-        f"blob {layer.digest} arrived with the digest {layer.digest.algorithm}:{got}: damaged on the way, or the "
-        "source is lying; nothing of it was kept, try again"
-    )
 
 
 def _info(diff_id: Digest, result: Result) -> LayerInfo:

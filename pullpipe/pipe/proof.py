@@ -1,0 +1,53 @@
+"""The last word on a layer: are these its bytes, and did they become what the image says?
+
+A layer that cannot be unpacked may be one that was damaged on its way, so that is looked at before its owner is blamed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from pullpipe.errors import LayerError, VerificationError, WrongBlob
+from pullpipe.oci import Descriptor
+from pullpipe.pipe.worker import Result
+from store import Digest
+from store.digest import new_hash
+
+
+async def proven(outcome: Result | LayerError, blob: int, diff_id: Digest, layer: Descriptor) -> Result:
+    """What was unpacked, both its digests proven.
+
+    Raises `WrongBlob` when the bytes in the open file `blob` are not the layer's; else `LayerError` for what is wrong
+    with the layer itself, or `VerificationError` when it does not unpack to its diffID.
+    """
+    if isinstance(outcome, LayerError):
+        found = await asyncio.to_thread(_digest, blob, layer.digest.algorithm)
+        if found != layer.digest.hex:
+            raise _wrong_blob(layer, found) from outcome
+        raise type(outcome)(f"layer {layer.digest} cannot be unpacked: {outcome}{outcome.remedy}") from outcome
+    if outcome.blob != layer.digest.hex:
+        raise _wrong_blob(layer, outcome.blob)
+    if outcome.diff != diff_id.hex:
+        raise VerificationError(
+            f"layer {layer.digest} unpacks to diffID {diff_id.algorithm}:{outcome.diff}, and the image's config says "
+            f"{diff_id}: the image is inconsistent; its owner has to push it anew"
+        )
+    return outcome
+
+
+def _digest(fd: int, algorithm: str) -> str:
+    """The hex digest of the whole file."""
+    blob_hash = new_hash(algorithm)
+    at = 0
+    while data := os.pread(fd, 1 << 20, at):
+        blob_hash.update(data)
+        at += len(data)
+    return blob_hash.hexdigest()
+
+
+def _wrong_blob(layer: Descriptor, got: str) -> WrongBlob:
+    return WrongBlob(
+        f"blob {layer.digest} arrived with the digest {layer.digest.algorithm}:{got}: damaged on the way, or the "
+        "source is lying; nothing of it was kept, try again"
+    )
