@@ -23,7 +23,8 @@ class LayerInfo(NamedTuple):
     whiteouts: int  # names hidden, opaque directories not counted
     opaque_root: bool  # hides every layer below
     implied: tuple[str, ...]  # directories that no entry described, "" the root
-    emptied: tuple[str, ...]  # those of them that are opaque, and else what they were
+    presumed: tuple[str, ...]  # directories that were needed first, and then described or replaced by an entry
+    emptied: tuple[str, ...]  # implied ones that are opaque, and else what they were
     hiding: tuple[str, ...]  # directories with whiteouts
     unresolved: tuple[str, ...]  # hard links to what is not in this layer, as messages
 
@@ -42,6 +43,7 @@ class LayerInfo(NamedTuple):
             whiteouts=int(fields["whiteouts"]),
             opaque_root=bool(fields["opaque_root"]),
             implied=tuple(map(str, fields["implied"])),
+            presumed=tuple(map(str, fields.get("presumed", ()))),
             emptied=tuple(map(str, fields["emptied"])),
             hiding=tuple(map(str, fields["hiding"])),
             unresolved=tuple(map(str, fields["unresolved"])),

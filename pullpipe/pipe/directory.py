@@ -224,7 +224,7 @@ class Tree(Walk):
             finally:
                 os.close(fd)
         self._know(path, entry.mtime_ns)
-        self.implied.discard(path)
+        self._not_implied(path)
 
     def _forget_xattrs(self, parent: OpenDirectory, name: bytes) -> None:
         """A directory that is described anew has what the new entry says, and nothing else."""
@@ -318,6 +318,8 @@ class Tree(Walk):
         if is_whiteout(status):
             return False
         if stat.S_ISDIR(status.st_mode):
+            if not self._has_below and (*source.path, target[-1]) in self.implied:
+                return False  # a layer below may have something else there
             raise _error(entry, f"a hard link to the directory {_show(entry.linkname)}")
         if (source.path, target[-1]) == (parent.path, name):
             return True  # to itself

@@ -342,6 +342,7 @@ def _info(diff_id: Digest, result: Result) -> LayerInfo:
         whiteouts=result.whiteouts,
         opaque_root=result.opaque_root,
         implied=tuple(result.implied),
+        presumed=tuple(result.presumed),
         emptied=tuple(result.emptied),
         hiding=tuple(result.hiding),
         unresolved=tuple(result.unresolved),

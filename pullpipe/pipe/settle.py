@@ -125,7 +125,7 @@ def _needs_parents(layer: Layer, below: Sequence[str]) -> bool:
         if not below:
             raise LayerError(layer.info.unresolved[0])
         return True
-    for path in layer.info.implied:
+    for path in (*layer.info.implied, *layer.info.presumed):
         found = _look_up(below, path)
         if found and stat.S_ISLNK(found[0][1].st_mode):
             return True

@@ -35,6 +35,7 @@ class Walk:
         self._names = 0  # in the paths of all directories that are known
         self._cleared = False  # whether some of them may be gone
         self.implied: set[Path] = {()}  # directories, the root among them, that no entry has described
+        self.presumed: set[Path] = set()  # those that were, until an entry described or replaced them
 
     # What whoever walks may want to know of.
 
@@ -142,6 +143,11 @@ class Walk:
             raise OSError(errno.E2BIG, "its directories have too many names in all")
         self._times[path] = mtime_ns
 
+    def _not_implied(self, path: Path) -> None:
+        if path in self.implied:
+            self.implied.remove(path)
+            self.presumed.add(path)
+
     def _set_times(self) -> None:
         """Gives the directories their times, and forgets those that are gone."""
         for path, mtime_ns in self._times.items():
@@ -150,7 +156,7 @@ class Walk:
             elif (parent := self._parent_of(path)) is not None:
                 os.utime(path[-1], ns=(mtime_ns, mtime_ns), dir_fd=parent.fd, follow_symlinks=False)
             else:
-                self.implied.discard(path)
+                self._not_implied(path)
 
     def _parent_of(self, path: Path) -> OpenDirectory | None:
         """The directory that this one is in, if both still are what stands there, and no symlink or file is."""

@@ -91,6 +91,7 @@ class Result(NamedTuple):
     opaque_root: bool
     trusted: list[tuple[str, str, str]]  # attributes for `whiteouts.set_trusted`; the values in base64
     implied: list[str]
+    presumed: list[str]
     emptied: list[str]
     hiding: list[str]
     unresolved: list[str]
@@ -135,7 +136,7 @@ def _run_job(job: Job, channel_fd: int, blob_fd: int, directory_fd: int) -> None
         blob = _Arriving(blob_fd, job.size, channel, blob_hash.update, times)
         _unpack(blob, tree, diff_hash.update, job, lambda count: _tell(channel, {"unpacked": count}), times)
         result = _result(tree, blob_hash.hexdigest(), diff_hash.hexdigest(), times)
-        if sum(map(len, (*result.implied, *result.hiding, *result.emptied))) > _ANSWER_LIMIT:
+        if sum(map(len, (*result.implied, *result.presumed, *result.hiding, *result.emptied))) > _ANSWER_LIMIT:
             raise LayerError("the directories that it leaves open have too many names in all")
         _tell(channel, {"done": result._asdict()})
     except LayerError as error:
@@ -237,6 +238,7 @@ def _result(tree: Tree, blob: str, diff: str, times: Times) -> Result:
         unresolved=tree.unresolved,
         brought_up=_texts(set(tree.brought_up)),
         implied=_texts(tree.implied),
+        presumed=_texts(tree.presumed),
         emptied=_texts(tree.emptied),
         hiding=_texts(tree.hiding),
         warnings=tree.warnings,
