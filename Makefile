@@ -32,7 +32,7 @@ fuzz: $(VENV)/.test
 
 bench: $(BIN)/pullpipe
 	$(BIN)/pip install --quiet --editable '.[bench]'
-	$(BIN)/python -m benchmarks extract
+	$(BIN)/python -m benchmarks pull --output benchmarks.json --plot benchmarks.svg
 
 # Debian keeps venv's installer in a package of its own.
 $(BIN)/python:

@@ -1,0 +1,155 @@
+"""Contenders side by side: each pulls, applies or runs the same image, in turn, each on a fresh file system."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from benchmarks import contenders, images, measure, places, trees
+from benchmarks.contenders import Contender
+from benchmarks.measure import Run
+from benchmarks.registry import Registry
+from benchmarks.report import Report
+
+LAYER_COLUMNS = ("image", "contender", "wall s", "of the fastest peer", "CPU s", "most RSS MB", "durability", "tree")
+
+
+def pull(image_names: Sequence[str], chosen: Sequence[str], runs: int, cache: Path) -> Report:
+    """Cold pulls from a registry on loopback."""
+    able = [contender for contender in contenders.installed(chosen) if contender.pull]
+    report = _report("pull", f"from docker-registry on loopback, medians of {runs}, in turn, {places.kind()}", able)
+    with Registry() as registry:
+        for image in image_names:
+            reference = registry.push(images.provide(image, cache), f"bench/{image}:1")
+
+            def commands(contender: Contender, place: Path, reference: str = reference) -> contenders.Commands:
+                assert contender.pull
+                return contender.pull(reference, place)
+
+            _layers(report, image, reference, able, runs, commands, others={registry.pid})
+            report.stages = _stages("pull", "--plain-http", reference)
+    return report
+
+
+def apply(image_names: Sequence[str], chosen: Sequence[str], runs: int, cache: Path) -> Report:
+    """Layers of an OCI layout, without a network."""
+    able = [contender for contender in contenders.installed(chosen) if contender.apply]
+    report = _report("apply", f"from an OCI layout, medians of {runs}, in turn, {places.kind()}", able)
+    for image in image_names:
+        layout = images.provide(image, cache)
+
+        def commands(contender: Contender, place: Path, layout: Path = layout) -> contenders.Commands:
+            assert contender.apply
+            return contender.apply(layout, place)
+
+        _layers(report, image, "localhost/bench:1", able, runs, commands)
+        report.stages = _stages("load", str(layout))
+    return report
+
+
+def run(chosen: Sequence[str], runs: int, cache: Path) -> Report:
+    """From the shell to the end of `true` in an image that is there, and back; unshare and chroot are the floor."""
+    able = [contender for contender in contenders.installed(chosen) if contender.run and contender.pull]
+    report = _report("run", f"`true` in a local image, medians of {runs}, in turn", able)
+    report.columns = ("contender", "wall ms", "CPU ms")
+    layout = images.provide(images.BUSYBOX, cache)
+    with Registry() as registry, places.fresh() as place:
+        reference = registry.push(layout, "bench/busybox:1")
+        commands: dict[str, Callable[[], list[str]]] = {}
+        with _services(able, place):
+            for contender in able:
+                assert contender.pull
+                measure.run(contender.pull(reference, place))
+                commands[contender.name] = lambda made=contender.run: made(reference, place)  # type: ignore[misc]
+            floor = ["unshare", "--pid", "--mount", "--fork", "chroot", f"{place}/floor", "/bin/true"]
+            (place / "floor").mkdir()
+            for blob in contenders.layer_blobs(layout):
+                subprocess.run(["tar", "-xzpf", str(blob), "-C", f"{place}/floor"], check=True)
+            commands["unshare + chroot"] = lambda: floor
+            found: dict[str, list[Run]] = {name: [] for name in commands}
+            for _ in range(runs + 1):  # the first of each is not counted
+                for name, command in commands.items():
+                    found[name].append(measure.run([command()]))
+    for name, measured in found.items():
+        wall, cpu = (statistics.median(getattr(one, what) for one in measured[1:]) for what in ("wall", "cpu"))
+        report.add(name, round(wall * 1e3, 1), round(cpu * 1e3, 1))
+    return report
+
+
+@contextmanager
+def _services(able: Sequence[Contender], place: Path) -> Iterator[None]:
+    with ExitStack() as running:
+        for contender in able:
+            running.enter_context(contender.service(place))
+        yield
+
+
+def _report(benchmark: str, conditions: str, able: Sequence[Contender]) -> Report:
+    report = Report(benchmark, conditions, LAYER_COLUMNS)
+    report.versions = {contender.name: contender.version for contender in able}
+    return report
+
+
+def _layers(
+    report: Report,
+    image: str,
+    reference: str,
+    able: Sequence[Contender],
+    runs: int,
+    commands: Callable[[Contender, Path], contenders.Commands],
+    others: Collection[int] = (),
+) -> None:
+    """Adds a row for each contender; the first run of each is for the page cache and for comparing the trees."""
+    found: dict[str, list[Run]] = {contender.name: [] for contender in able}
+    differences: dict[str, str] = {}
+    ours: trees.Tree | None = None
+    for turn in range(runs + 1):
+        for contender in able:
+            with places.fresh() as place, contender.service(place):
+                found[contender.name].append(measure.run(commands(contender, place), others=others))
+                if turn:
+                    continue
+                with contender.tree(place, reference) as root:
+                    tree = trees.read(root) if root else None
+                ours = ours or tree
+                differences[contender.name] = "not stacked" if tree is None else trees.difference(ours or {}, tree)
+    walls = {name: statistics.median(run.wall for run in measured[1:]) for name, measured in found.items()}
+    peers = [wall for name, wall in walls.items() if not name.startswith("pullpipe")]
+    for name, measured in found.items():
+        contender = next(one for one in able if one.name == name)
+        difference = differences[name]
+        if difference and difference != "not stacked":
+            report.notes.append(f"{image}, {name}: {difference}")
+        report.add(
+            image,
+            name,
+            round(walls[name], 2),
+            round(walls[name] / min(peers), 2) if peers else "",
+            round(statistics.median(run.cpu for run in measured[1:]), 2),
+            round(max(run.rss for run in measured[1:]) / 1e6),
+            contender.durability,
+            "differs" if difference and difference != "not stacked" else difference or "same",
+        )
+
+
+def _stages(*arguments: str) -> dict[str, float]:
+    """Seconds of work by stage, as `--progress json` tells them, of one more run."""
+    with places.fresh() as place:
+        command = [sys.executable, "-m", "pullpipe", "--root", str(place / "pullpipe"), arguments[0]]
+        done = subprocess.run(
+            [*command, "--progress", "json", *arguments[1:]], check=True, capture_output=True, text=True
+        )
+    stages: dict[str, float] = {}
+    for line in done.stderr.splitlines():
+        event = json.loads(line)
+        told = event.get("stages", {}) if event["event"] == "finished" else {}
+        if event["event"] == "stage":
+            told = {event["stage"]: event["seconds"]}
+        for stage, seconds in told.items():
+            stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)
+    return stages

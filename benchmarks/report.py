@@ -1,0 +1,80 @@
+"""What a benchmark found: a table, JSON, a plot, and how it compares with an earlier one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+Cell = str | float | int
+
+
+@dataclass
+class Report:
+    """Rows under columns; the first column names what was measured."""
+
+    benchmark: str
+    conditions: str
+    columns: Sequence[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    stages: dict[str, float] = field(default_factory=dict)  # seconds of work by stage, where that was measured
+    machine: str = field(default_factory=lambda: f"Linux {os.uname().release}, {os.cpu_count()} cores")
+
+    def add(self, *cells: Cell) -> None:
+        """A row."""
+        self.rows.append(list(cells))
+
+    def text(self) -> str:
+        """For people."""
+        lines = [list(self.columns), *([_show(cell) for cell in row] for row in self.rows)]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.columns))]
+        table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        versions = [", ".join(f"{name}: {version}" for name, version in self.versions.items())] if self.versions else []
+        return "\n".join([f"{self.benchmark}: {self.conditions}; {self.machine}", *versions, *table, *self.notes])
+
+    def json(self) -> str:
+        """For programs, and for `against`."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
+
+    def against(self, earlier: Path) -> None:
+        """Adds how the first figure of each row compares with that of the same row in an earlier report."""
+        before = {row[0]: row for row in json.loads(earlier.read_text())["rows"]}
+        self.columns = [*self.columns, "now/then"]
+        for row in self.rows:
+            then = before.get(row[0])
+            now = next(cell for cell in row[1:] if not isinstance(cell, str))
+            was = next((cell for cell in then[1:] if not isinstance(cell, str)), 0) if then else 0
+            row.append(round(now / was, 2) if was else "new")
+
+    def plot(self, path: Path) -> None:
+        """A bar for each row's first figure; beside it, where they were measured, one for each stage."""
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        from matplotlib import pyplot
+
+        figure, axes = pyplot.subplots(
+            1, 2 if self.stages else 1, figsize=(12, 0.5 * len(self.rows) + 2), squeeze=False
+        )
+        column = next(at for at, cell in enumerate(self.rows[0]) if at and not isinstance(cell, str))
+        names = [" ".join(str(cell) for cell in row[:column]) for row in self.rows]
+        bars = axes[0][0].barh(names, [float(row[column]) for row in self.rows])
+        axes[0][0].bar_label(bars, padding=3)
+        axes[0][0].set_xlabel(self.columns[column])
+        axes[0][0].invert_yaxis()
+        if self.stages:
+            bars = axes[0][1].barh(list(self.stages), list(self.stages.values()))
+            axes[0][1].bar_label(bars, fmt="%.2f", padding=3)
+            axes[0][1].set_xlabel("pullpipe: seconds of work by stage, all layers together")
+            axes[0][1].invert_yaxis()
+        figure.suptitle(f"{self.benchmark}: {self.conditions}", fontsize=9)
+        figure.tight_layout()
+        figure.savefig(path)
+
+
+def _show(cell: Cell) -> str:
+    return cell if isinstance(cell, str) else f"{cell:g}"
