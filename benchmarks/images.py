@@ -205,7 +205,8 @@ def members(layer: Layer) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
             data = rng.randbytes(size)
         else:
             start = rng.randrange(_POOL)
-            data = (words[start:] + words * (size // _POOL + 1))[:size]
+            data = words[start : start + size]
+            data += (words * (size // _POOL + 1))[: size - len(data)] if len(data) < size else b""
         yield member, data
 
 
