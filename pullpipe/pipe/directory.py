@@ -91,7 +91,7 @@ class Tree(Walk):
             if not self._late or len(self._late) == before:
                 break
         for entry in self._late.values():
-            self._cannot_link(entry)
+            self._cannot_link(entry, self._what_is_wrong(entry))
         self._set_times()
 
     def _link_late(self) -> None:
@@ -140,9 +140,9 @@ class Tree(Walk):
     def _wrote(self, path: Path) -> None:
         """Told of every name that the layer makes."""
 
-    def _cannot_link(self, entry: Entry) -> None:
-        """Told of a hard link whose target is nowhere."""
-        raise _error(entry, missing_target(entry))
+    def _cannot_link(self, entry: Entry, why: str) -> None:
+        """Told of a hard link whose target is nowhere, or a directory."""
+        raise _error(entry, why)
 
     # What the walk tells.
 
@@ -311,16 +311,14 @@ class Tree(Walk):
             raise _error(entry, "a hard link to the root")
         try:
             # With the layers below at hand, the way to the target may have to be made, for the target to be brought up.
-            source = self._directory(target[:-1], make=self._has_below)
+            source = self._directory(target[:-1], "below" if self._has_below else "none")
             status = self._status(source, target[-1])
         except FileNotFoundError:
             return False
         if is_whiteout(status):
             return False
         if stat.S_ISDIR(status.st_mode):
-            if not self._has_below and (*source.path, target[-1]) in self.implied:
-                return False  # a layer below may have something else there
-            raise _error(entry, f"a hard link to the directory {_show(entry.linkname)}")
+            return False  # a later entry may put something else there, or a layer below have it
         if (source.path, target[-1]) == (parent.path, name):
             return True  # to itself
         try:
@@ -330,6 +328,16 @@ class Tree(Walk):
             self._clear(parent, name)
             os.rename(_SPARE, name, src_dir_fd=parent.fd, dst_dir_fd=parent.fd)
         return True
+
+    def _what_is_wrong(self, entry: Entry) -> str:
+        target = clean(entry.linkname)
+        try:
+            parent = self._directory(target[:-1], "none")
+            is_directory = stat.S_ISDIR(os.lstat(target[-1], dir_fd=parent.fd).st_mode)
+        except OSError:
+            is_directory = False
+        link = f"it is a hard link to {_show(entry.linkname)}"
+        return f"{link}, a directory" if is_directory else f"{link}, which is in no layer"
 
     def _status(self, directory: OpenDirectory, name: bytes) -> os.stat_result:
         """Of what stands at the name; what only the layers below have is brought up, as writing to it would."""
@@ -371,11 +379,6 @@ def _own(target: int | bytes, entry: Entry, directory: int | None = None) -> Non
             "give the user more ids in /etc/subuid and /etc/subgid"
         )
         raise UnmappableOwner(describe(entry, unmapped)) from error
-
-
-def missing_target(entry: Entry) -> str:
-    """For messages."""
-    return f"it is a hard link to {_show(entry.linkname)}, which is in no layer"
 
 
 def _write(fd: int, piece: memoryview) -> None:

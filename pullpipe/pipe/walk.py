@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import stat
+from typing import Literal, TypeAlias
 
 from pullpipe.pipe.below import ENTER, NOTHING, OpenDirectory, Path, enter_below, symlink_below
 
@@ -18,6 +19,9 @@ DEPTH_LIMIT = 512  # directories in directories; removing a tree recurses, and t
 _SYMLINKS_LIMIT = 40  # on the way to one directory; the kernel's own limit
 _NAMES_LIMIT = 4_000_000  # they are held in memory; 300,000 directories nine deep have fewer
 _OPEN_LIMIT = 256  # directories held open; the usual limit of a process is 1024 files
+
+
+Make: TypeAlias = Literal["all", "below", "none"]
 
 
 class Walk:
@@ -52,10 +56,11 @@ class Walk:
     def _removed(self, directory: Path) -> None:
         """Told of a directory that is gone with all that was in it."""
 
-    def _directory(self, path: Path, *, make: bool = True) -> OpenDirectory:
-        """The directory, entered name by name; with `make`, what is missing on the way is made.
+    def _directory(self, path: Path, make: Make = "all") -> OpenDirectory:
+        """The directory, entered name by name. What is missing on the way is made: all of it, or what is a directory
+        in the layers below, or nothing.
 
-        Raises `FileNotFoundError` without `make`.
+        Raises `FileNotFoundError` for what is not made.
         """
         found = self._open.get(path)
         if found is not None or not path:
@@ -66,13 +71,13 @@ class Walk:
         directory = self._open[path[:known]] if known else self._root
         symlinks = [_SYMLINKS_LIMIT]
         for depth in range(known, len(path)):
-            directory = self._enter(directory, path[depth], symlinks, make=make)
+            directory = self._enter(directory, path[depth], symlinks, make)
             if len(self._open) >= _OPEN_LIMIT:
                 self._open.clear()
             self._open[path[: depth + 1]] = directory
         return directory
 
-    def _enter(self, parent: OpenDirectory, name: bytes, symlinks: list[int], *, make: bool) -> OpenDirectory:
+    def _enter(self, parent: OpenDirectory, name: bytes, symlinks: list[int], make: Make) -> OpenDirectory:
         path = (*parent.path, name)
         if len(path) > DEPTH_LIMIT:  # by symlinks that lead ever deeper
             raise OSError(errno.ENAMETOOLONG, f"nested more than {DEPTH_LIMIT} directories deep")
@@ -83,15 +88,15 @@ class Walk:
             hides = False
         except NotADirectoryError:
             if stat.S_ISLNK(os.lstat(name, dir_fd=parent.fd).st_mode):
-                return self._follow(parent, os.readlink(name, dir_fd=parent.fd), symlinks, make=make)
+                return self._follow(parent, os.readlink(name, dir_fd=parent.fd), symlinks, make)
         else:
             if path not in self._times:  # a directory that was there before us keeps its time
                 self._know(path, os.fstat(fd).st_mtime_ns)
             return OpenDirectory(fd, path, NOTHING if self._is_opaque(path) else enter_below(parent, name))
         below = NOTHING if hides else enter_below(parent, name)
         if below == NOTHING and not hides and (target := symlink_below(parent, name)) is not None:
-            return self._follow(parent, target, symlinks, make=make)
-        if not make:
+            return self._follow(parent, target, symlinks, make)
+        if make == "none" or (make == "below" and below == NOTHING):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         self._make_directory(parent, name, 0o755)
         # In a setgid directory it would be setgid, too, and of that group.
@@ -102,7 +107,7 @@ class Walk:
         self._implied(path)
         return OpenDirectory(os.open(name, ENTER, dir_fd=parent.fd), path, below)
 
-    def _follow(self, parent: OpenDirectory, target: bytes, symlinks: list[int], *, make: bool) -> OpenDirectory:
+    def _follow(self, parent: OpenDirectory, target: bytes, symlinks: list[int], make: Make) -> OpenDirectory:
         symlinks[0] -= 1
         if symlinks[0] < 0:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -111,7 +116,7 @@ class Walk:
             if name == b"..":
                 directory = self._directory(directory.path[:-1])
             elif name not in (b"", b"."):
-                directory = self._enter(directory, name, symlinks, make=make)
+                directory = self._enter(directory, name, symlinks, make)
         return directory
 
     def _make_directory(self, parent: OpenDirectory, name: bytes, mode: int) -> None:
@@ -161,7 +166,7 @@ class Walk:
     def _parent_of(self, path: Path) -> OpenDirectory | None:
         """The directory that this one is in, if both still are what stands there, and no symlink or file is."""
         try:
-            parent = self._directory(path[:-1], make=False)
+            parent = self._directory(path[:-1], "none")
             if not self._cleared:
                 return parent
             is_directory = stat.S_ISDIR(os.lstat(path[-1], dir_fd=parent.fd).st_mode)

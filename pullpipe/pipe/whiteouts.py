@@ -17,7 +17,7 @@ import stat
 from collections.abc import Iterable
 
 from pullpipe.pipe.below import NOTHING, OpenDirectory, Path, exists_below, is_whiteout
-from pullpipe.pipe.directory import Tree, describe, missing_target
+from pullpipe.pipe.directory import Tree, describe
 from pullpipe.pipe.tarstream import Entry
 from store.namespace import in_user_namespace
 
@@ -74,12 +74,12 @@ class OverlayTree(Tree):
     def _is_opaque(self, path: Path) -> bool:
         return path in self._opaque
 
-    def _cannot_link(self, entry: Entry) -> None:
+    def _cannot_link(self, entry: Entry, why: str) -> None:
         if not self._has_below:
             if not self.unresolved:  # one is enough to unpack it again, where a layer below may have the target
-                self.unresolved.append(describe(entry, missing_target(entry)))
+                self.unresolved.append(describe(entry, why))
         else:
-            super()._cannot_link(entry)
+            super()._cannot_link(entry, why)
 
     def _replaced(self, directory: Path) -> None:
         self._make_opaque(directory)

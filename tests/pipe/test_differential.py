@@ -93,6 +93,8 @@ LAYERS = st.lists(st.lists(ENTRIES, min_size=0, max_size=7), min_size=1, max_siz
 @example([[Symlink("a", "a")], [Hardlink("a/a", "b"), File("a")]])
 @example([[Symlink("b/a", "b")], [Hardlink("b/a/a", "b/a")]])
 @example([[Symlink("b/a", "b/b")], [Whiteout("b/a/a"), Symlink("b/a", "b/b")]])
+@example([[Dir("b"), Hardlink("b", "b"), Dir("b")]])
+@example([[File("a"), Dir("b"), Hardlink("b", "a/a"), Whiteout("a"), Dir("b")]])
 @example([[Dir("a/b", mtime_ns=5), Dir("c/b", mtime_ns=7), Symlink("a", "c")]])
 def test_stack(layers: Sequence[Sequence[Entry]]) -> None:
     """The mounted stack, and the layers flattened into one directory, are what the oracle says, in every attribute."""
