@@ -58,7 +58,7 @@ def _image(dimension: str, count: int, cache: Path) -> Iterator[Path]:
 
 
 def _measure(report: Report, dimension: str, count: int, reference: str, registry: Registry) -> None:
-    with places.fresh(12) as place:
+    with places.fresh() as place:
         if dimension == "pulls":
             script = "".join(f"{_pull(place / f'{number}', reference)} & " for number in range(count)) + "wait"
             run = measure.run([["sh", "-ec", script]], others={registry.pid})
