@@ -11,12 +11,14 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 _MEMORY = Path("/dev/shm")
+_PATIENCE = 20.0  # seconds
 _SIZE = 8 << 30  # bytes
 
 
@@ -38,12 +40,12 @@ def fresh() -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="pullpipe-bench-") as directory:
             yield Path(directory)
         return
-    image = _image()
-    mount = image.with_name("mnt")
+    device, mount = _device()
+    _wait_until_free(device)
     # Nothing is discarded, which would give the memory back, and nothing is left to be initialised behind our back.
     options = "nodiscard,lazy_itable_init=0,lazy_journal_init=0"
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-E", options, str(image)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(mount)], check=True)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-E", options, device], check=True)
+    subprocess.run(["mount", device, str(mount)], check=True)
     try:
         (mount / "lost+found").rmdir()
         yield mount
@@ -51,11 +53,28 @@ def fresh() -> Iterator[Path]:
         subprocess.run(["umount", "--recursive", str(mount)], check=True)
 
 
+def _wait_until_free(device: str) -> None:
+    """A mount namespace that somebody made meanwhile keeps what was mounted then, until it ends."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            os.close(os.open(device, os.O_RDWR | os.O_EXCL))
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 @cache
-def _image() -> Path:
+def _device() -> tuple[str, Path]:
+    """A loop device, and a directory to mount it at."""
     directory = Path(tempfile.mkdtemp(prefix="pullpipe-bench-", dir=_MEMORY))
     atexit.register(shutil.rmtree, directory)
     (directory / "mnt").mkdir()
-    with (directory / "ext4").open("wb") as file:
+    with (directory / "file").open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, _SIZE)
-    return directory / "ext4"
+    command = ["losetup", "--find", "--show", str(directory / "file")]
+    device = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    atexit.register(subprocess.run, ["losetup", "--detach", device], check=True)
+    return device, directory / "mnt"

@@ -55,7 +55,7 @@ def add_pull_options(parser: argparse.ArgumentParser, *, policy: str) -> None:
 
 def add_unpack_options(parser: argparse.ArgumentParser) -> None:
     """How layers get into the store, wherever they come from."""
-    parser.add_argument("--jobs", metavar="N", type=_positive, default=6, help="layers in flight (default: 6)")
+    parser.add_argument("--jobs", metavar="N", type=_positive, default=4, help="layers in flight (default: 4)")
     limits = "of one layer; 0 is no limit (default: %(default)s)"
     parser.add_argument("--max-size", metavar="GIB", type=_count, default=64, help=f"unpacked size {limits}")
     parser.add_argument("--max-entries", metavar="N", type=_count, default=5_000_000, help=f"files {limits}")

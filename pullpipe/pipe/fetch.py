@@ -7,10 +7,11 @@ change.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from time import monotonic
 
-import aiofiles
+import aiofiles.os
 
 from pullpipe.errors import TransferError, VerificationError
 from pullpipe.oci import Descriptor
@@ -19,6 +20,8 @@ from pullpipe.transports import Source
 from store import Ingest
 
 _WRITE = 1 << 20  # bytes: each write costs a hop to a thread
+_PIECES = 1000  # at most in one write; the kernel takes 1024
+_pwritev = aiofiles.os.wrap(os.pwritev)
 
 
 async def fetch(
@@ -32,10 +35,7 @@ async def fetch(
     await available(present)
     if present == descriptor.size:
         return
-    async with (
-        source.blob(descriptor, present) as stream,
-        aiofiles.open(ingest.fileno(), "ab", 0, closefd=False) as file,
-    ):
+    async with source.blob(descriptor, present) as stream:
         passed_over = present - stream.start
         pieces: list[bytes] = []
         waiting = 0
@@ -54,14 +54,14 @@ async def fetch(
                         f"blob {descriptor.digest} is longer than the {descriptor.size} bytes that the manifest "
                         "promises; the registry is damaged or lying"
                     )
-                if waiting >= _WRITE:
-                    present += await _append(file.write, pieces)
+                if waiting >= _WRITE or len(pieces) == _PIECES:
+                    present += await _append(ingest.fileno(), pieces, present)
                     waiting = 0
                     await available(present)
                     now = times.since("store", now)
         finally:
             if waiting:  # also when the connection broke: the next attempt goes on from here
-                present += await _append(file.write, pieces)
+                present += await _append(ingest.fileno(), pieces, present)
                 await available(present)
                 times.since("store", now)
     if present != descriptor.size:
@@ -71,10 +71,13 @@ async def fetch(
         )
 
 
-async def _append(write: Callable[[bytes], Awaitable[int]], pieces: list[bytes]) -> int:
-    data = b"".join(pieces)
+async def _append(fd: int, pieces: list[bytes], offset: int) -> int:
+    """Writes the pieces as they are, from `offset` on, and returns how many bytes they had."""
+    length = sum(map(len, pieces))
+    written = await _pwritev(fd, pieces, offset)
+    if written < length:  # the kernel may take less than it is given
+        rest = b"".join(pieces)
+        while written < length:
+            written += await _pwritev(fd, [rest[written:]], offset + written)
     pieces.clear()
-    written = await write(data)
-    while written < len(data):  # a raw file may take less than it is given
-        written += await write(data[written:])
-    return written
+    return length

@@ -46,7 +46,7 @@ class Options(NamedTuple):
     """How to pull."""
 
     platform: Platform
-    jobs: int = 6  # layers in flight; each costs one process and about 25 MB of memory
+    jobs: int = 4  # layers in flight; each costs one process and about 25 MB of memory
     keep_blobs: bool = True  # False: keep the unpacked layers only
     limits: Limits = Limits()
 

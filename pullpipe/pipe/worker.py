@@ -42,8 +42,8 @@ from pullpipe.pipe.whiteouts import FlatTree, OverlayTree
 from pullpipe.trace import Span, Times
 from store.digest import new_hash
 
-READ = 1 << 20  # bytes of the blob at a time
-_QUEUED = 4  # pieces between two threads: 4 MiB, enough to ride out each other's pauses
+READ = 256 << 10  # bytes of the blob at a time
+_QUEUED = 3  # pieces between two threads: 3 MiB, enough to ride out each other's pauses
 _RATIO_FROM = 1 << 30  # bytes of tar stream from which on the ratio counts
 _ANSWER_LIMIT = 8 << 20  # characters of paths; JSON may take six bytes for one
 _REPORT = 8 << 20  # bytes of tar stream between two reports

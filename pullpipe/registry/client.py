@@ -31,7 +31,7 @@ from store import Digest, InvalidDigest
 
 _CONNECT_TIMEOUT = 30  # seconds
 _READ_TIMEOUT = 60  # seconds without a byte
-_BUFFER = 1 << 20  # bytes that may wait in the process; aiohttp's 64 KiB stop and start the socket all the time
+_BUFFER = 512 << 10  # bytes that may wait in the process; aiohttp's 64 KiB stop and start the socket all the time
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
 _LARGE = 32 << 20  # bytes of a blob that is worth several requests
 _WINDOW = 4 << 20  # bytes of one of them
