@@ -33,17 +33,19 @@ def main() -> None:
     add("list", "what there is to measure, and who is installed", lambda _: _list())
     sub = add("images", "build images into the cache", lambda arguments: _build(arguments.images, arguments.cache))
     _add_images(sub, list(images.PROFILES))
-    for name, about, work in (
-        ("pull", "cold pulls from a registry on loopback, beside peers", compare.pull),
-        ("apply", "the layers of an OCI layout, without a network, beside peers", compare.apply),
+    all_kinds = ["mixed", "small-files", "large-layer"]
+    for name, about, work, default, runs in (
+        ("pull", "cold pulls from a registry on loopback, beside peers", compare.pull, all_kinds, 3),
+        ("apply", "the layers of an OCI layout, without a network, beside peers", compare.apply, all_kinds, 3),
+        ("slow", "cold pulls where each connection is limited, beside peers", compare.slow, ["large-layer"], 1),
     ):
         sub = add_report(
             name,
             about,
             lambda given, work=work: work(given.images, given.only, given.runs, given.cache),  # type: ignore[misc]
         )
-        _add_images(sub, ["mixed", "small-files", "large-layer"])
-        _add_contenders(sub, 3)
+        _add_images(sub, default)
+        _add_contenders(sub, runs)
     sub = add_report("run", "start-up of a container", lambda given: compare.run(given.only, given.runs, given.cache))
     _add_cache(sub)
     _add_contenders(sub, 20)

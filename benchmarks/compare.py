@@ -15,6 +15,7 @@ from benchmarks.contenders import Contender
 from benchmarks.measure import Run
 from benchmarks.registry import Registry
 from benchmarks.report import Report
+from benchmarks.throttle import Throttle
 
 LAYER_COLUMNS = ("image", "contender", "wall s", "of the fastest peer", "CPU s", "most RSS MB", "durability", "tree")
 
@@ -33,6 +34,26 @@ def pull(image_names: Sequence[str], chosen: Sequence[str], runs: int, cache: Pa
 
             _layers(report, image, reference, able, runs, commands, others={registry.pid})
             report.stages = _stages("pull", "--plain-http", reference)
+    return report
+
+
+def slow(image_names: Sequence[str], chosen: Sequence[str], runs: int, cache: Path) -> Report:
+    """Cold pulls over a link that gives each connection 100 Mbit/s, and has 50 ms of delay."""
+    able = [contender for contender in contenders.installed(chosen) if contender.pull]
+    conditions = f"100 Mbit/s a connection, 50 ms of delay, medians of {runs}, in turn, {places.kind()}"
+    report = _report("slow", conditions, able)
+    with Registry() as registry:
+        for image in image_names:
+            name = f"bench/{image}:1"
+            registry.push(images.provide(image, cache), name)
+            with Throttle(registry.host, rate=100e6 / 8, delay=0.05) as link:
+                reference = f"{link.host}/{name}"
+
+                def commands(contender: Contender, place: Path, reference: str = reference) -> contenders.Commands:
+                    assert contender.pull
+                    return contender.pull(reference, place)
+
+                _layers(report, image, reference, able, runs, commands, others={registry.pid})
     return report
 
 
@@ -73,8 +94,12 @@ def run(chosen: Sequence[str], runs: int, cache: Path) -> Report:
             commands["unshare + chroot"] = lambda: floor
             found: dict[str, list[Run]] = {name: [] for name in commands}
             for _ in range(runs + 1):  # the first of each is not counted
-                for name, command in commands.items():
-                    found[name].append(measure.run([command()]))
+                for name in list(found):
+                    try:
+                        found[name].append(measure.run([commands[name]()]))
+                    except measure.Failed as error:
+                        report.notes.append(f"{name} failed: {error}")
+                        del found[name]
     for name, measured in found.items():
         wall, cpu = (statistics.median(getattr(one, what) for one in measured[1:]) for what in ("wall", "cpu"))
         report.add(name, round(wall * 1e3, 1), round(cpu * 1e3, 1))
@@ -109,9 +134,14 @@ def _layers(
     differences: dict[str, str] = {}
     ours: trees.Tree | None = None
     for turn in range(runs + 1):
-        for contender in able:
+        for contender in [one for one in able if one.name in found]:
             with places.fresh() as place, contender.service(place):
-                found[contender.name].append(measure.run(commands(contender, place), others=others))
+                try:
+                    found[contender.name].append(measure.run(commands(contender, place), others=others))
+                except measure.Failed as error:
+                    report.notes.append(f"{image}, {contender.name} failed: {error}")
+                    del found[contender.name]
+                    continue
                 if turn:
                     continue
                 with contender.tree(place, reference) as root:

@@ -104,7 +104,16 @@ PODMAN = Contender(
     durability="not flushed",
     pull=lambda reference, place: [_podman(place, "pull", "-q", "--tls-verify=false", reference)],
     apply=lambda layout, place: [_podman(place, "pull", "-q", f"oci:{layout}:{TAG}")],
-    run=lambda reference, place: _podman(place, "run", "--rm", "--network=host", reference, "true"),
+    run=lambda reference, place: _podman(
+        place,
+        "run",
+        "--rm",
+        "--network=host",
+        "--ulimit=nofile=1024:1024",
+        "--ulimit=nproc=1024:1024",
+        reference,
+        "true",
+    ),
     tree=_podman_tree,
 )
 

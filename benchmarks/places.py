@@ -50,7 +50,7 @@ def fresh() -> Iterator[Path]:
         (mount / "lost+found").rmdir()
         yield mount
     finally:
-        subprocess.run(["umount", "--recursive", str(mount)], check=True)
+        subprocess.run(["umount", "--recursive", "--lazy", str(mount)], check=True)
 
 
 def _wait_until_free(device: str) -> None:
