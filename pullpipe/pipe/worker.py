@@ -42,7 +42,7 @@ from pullpipe.pipe.whiteouts import FlatTree, OverlayTree
 from pullpipe.trace import Span, Times
 from store.digest import new_hash
 
-READ = 256 << 10  # bytes of the blob at a time
+READ = 1 << 20  # bytes of the blob at a time
 _QUEUED = 3  # pieces between two threads: 3 MiB, enough to ride out each other's pauses
 _RATIO_FROM = 1 << 30  # bytes of tar stream from which on the ratio counts
 _ANSWER_LIMIT = 8 << 20  # characters of paths; JSON may take six bytes for one
