@@ -109,6 +109,7 @@ PODMAN = Contender(
         "run",
         "--rm",
         "--network=host",
+        "--cgroups=disabled",
         "--ulimit=nofile=1024:1024",
         "--ulimit=nproc=1024:1024",
         reference,

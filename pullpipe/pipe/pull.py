@@ -14,7 +14,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any, NamedTuple
 
 from pullpipe import local
@@ -39,6 +39,7 @@ from pullpipe.transports import Source
 from store import Digest, ImageRecord, Ingest, LayerInfo, Staging, Store
 from store.locks import Lock
 
+_LARGE = 16 << 20  # bytes of a blob
 _POLL = 0.05  # seconds between two looks at a lock that another process holds
 
 
@@ -100,6 +101,7 @@ class _Layers:
         self._options = options
         self._progress = progress
         self._slots = asyncio.Semaphore(options.jobs)
+        self._large_slots = asyncio.Semaphore(max(options.jobs - 1, 1))
         self._blobs: dict[Digest, Ingest] = {}  # what has arrived and is proven, to be published if blobs are kept
         self._staged: dict[Digest, tuple[Staging[LayerInfo], LayerInfo]] = {}
 
@@ -204,8 +206,12 @@ class _Layers:
             raise _first(errors) from None
 
     async def _make_one(self, diff_id: Digest, layer: Descriptor, owned: ExitStack) -> None:
-        """One layer, from the network to a proven directory that waits to be published."""
-        async with self._slots:
+        """One layer, from the network to a proven directory that waits to be published.
+
+        Large layers leave one slot to the others, which would all wait for them.
+        """
+        large = self._large_slots if layer.size >= _LARGE else nullcontext()
+        async with large, self._slots:
             self._progress.started(layer)
             staging = self._store.layers.stage(diff_id)
             owned.callback(staging.discard)  # nothing, once it is published

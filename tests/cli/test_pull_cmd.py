@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -480,6 +481,22 @@ class TestAtOnce:
         for layer in layers_of(layout):
             assert len(gated.arrived(layer["digest"])) == 1
         assert mounted_tree(cli, reference, tmp_path / "mounted").keys() == {b".", b"lower", b"upper"}
+
+    def test_ten_pulls_of_one_image(
+        self, cli: Cli, gated: Gated, layout: Path, store_root: Path, tmp_path: Path
+    ) -> None:
+        """All succeed, and every layer is fetched once."""
+        reference = f"{gated.host}/a:image"
+        outputs = [tmp_path / f"{number}" for number in range(10)]
+        with ExitStack() as running:
+            pulls = [
+                running.enter_context(started(store_root, "pull", "--progress=plain", reference, stderr=output))
+                for output in outputs
+            ]
+            until(lambda: sum("waiting" in output.read_text() for output in outputs) == 9)
+            gated.open()
+            assert [pull.communicate(timeout=30)[0] for pull in pulls] == [f"{digest_of(layout)}\n"] * 10
+        assert [len(gated.arrived(layer["digest"])) for layer in layers_of(layout)] == [1, 1]
 
     def test_two_images_that_share_a_layer(
         self, cli: Cli, gated: Gated, layout: Path, store_root: Path, tmp_path: Path

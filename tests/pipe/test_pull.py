@@ -195,6 +195,25 @@ def test_fewer_jobs_than_layers(jobs: int, layout: Path, store: Store) -> None:
     check_whole(store)
 
 
+def test_small_layers_do_not_wait_for_large_ones(tmp_path: Path, store: Store) -> None:
+    """Five large ones get no further before the small one is proven, and would take all slots."""
+    large = [Layer([File(f"large-{number}", bytes(17 << 20))], None) for number in range(5)]
+    small = Layer([File("small")], None)
+    write_layout(tmp_path, {"t": Image([*large, small])})
+    proven = asyncio.Event()
+
+    class Hears(Progress):
+        def finished(self, layer: Descriptor) -> None:
+            if layer.size < 1 << 20:
+                proven.set()
+
+    async def wait(_: Descriptor) -> None:
+        await proven.wait()
+
+    between = {f"sha256:{hashlib.sha256(layer.blob).hexdigest()}": wait for layer in large}
+    asyncio.run(asyncio.wait_for(start(Slow(tmp_path, between), store, Hears(), jobs=4), PATIENCE))
+
+
 @pytest.mark.parametrize("whom", ["worker", "job"])
 def test_a_worker_killed_in_the_middle_of_a_layer(whom: str, layout: Path, store: Store) -> None:
     """By the kernel's memory killer, say: a clear error, and the next pull works."""
