@@ -16,6 +16,7 @@ from benchmarks.measure import Run
 from benchmarks.registry import Registry
 from benchmarks.report import Report
 from benchmarks.throttle import Throttle
+from pullpipe.trace import STAGES
 
 LAYER_COLUMNS = ("image", "contender", "wall s", "of the fastest peer", "CPU s", "most RSS MB", "durability", "tree")
 
@@ -33,7 +34,8 @@ def pull(image_names: Sequence[str], chosen: Sequence[str], runs: int, cache: Pa
                 return contender.pull(reference, place)
 
             _layers(report, image, reference, able, runs, commands, others={registry.pid})
-            report.stages = _stages("pull", "--plain-http", reference)
+            if not report.stages:
+                report.stages, report.stages_of = _stages("pull", "--plain-http", reference), image
     return report
 
 
@@ -69,7 +71,8 @@ def apply(image_names: Sequence[str], chosen: Sequence[str], runs: int, cache: P
             return contender.apply(layout, place)
 
         _layers(report, image, "localhost/bench:1", able, runs, commands)
-        report.stages = _stages("load", str(layout))
+        if not report.stages:
+            report.stages, report.stages_of = _stages("load", str(layout)), image
     return report
 
 
@@ -182,4 +185,4 @@ def _stages(*arguments: str) -> dict[str, float]:
             told = {event["stage"]: event["seconds"]}
         for stage, seconds in told.items():
             stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)
-    return stages
+    return {stage: stages[stage] for stage in STAGES if stage in stages}

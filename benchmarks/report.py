@@ -22,6 +22,7 @@ class Report:
     versions: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)  # seconds of work by stage, where that was measured
+    stages_of: str = ""  # the image
     machine: str = field(default_factory=lambda: f"Linux {os.uname().release}, {os.cpu_count()} cores")
 
     def add(self, *cells: Cell) -> None:
@@ -69,8 +70,10 @@ class Report:
         if self.stages:
             bars = axes[0][1].barh(list(self.stages), list(self.stages.values()))
             axes[0][1].bar_label(bars, fmt="%.2f", padding=3)
-            axes[0][1].set_xlabel("pullpipe: seconds of work by stage, all layers together")
+            axes[0][1].set_xlabel(f"pullpipe, {self.stages_of}: seconds of work by stage, all layers together")
             axes[0][1].invert_yaxis()
+        for each in axes[0]:
+            each.margins(x=0.15)
         figure.suptitle(f"{self.benchmark}: {self.conditions}", fontsize=9)
         figure.tight_layout()
         figure.savefig(path)
