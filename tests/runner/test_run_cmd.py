@@ -745,7 +745,7 @@ def test_a_command_without_handler_ends(number: signal.Signals, image: None, sto
     with started(store_root, "--rm", "test", "sh", "-c", "echo up; exec sleep 1000") as run:
         assert line(run) == "up"
         process = Watched(*children(run.pid))
-        until(lambda: b"sleep" in Path(f"/proc/{process.pid}/cmdline").read_bytes(), "the shell to become sleep")
+        until(lambda: Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(b"sleep"), "the shell to be sleep")
         begun = time.monotonic()
         run.send_signal(number)
         assert run.wait(PATIENCE) == 128 + number
