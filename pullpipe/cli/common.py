@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pullpipe.pipe.pull import Options
 
 _T = TypeVar("_T")
+# Enough to keep the cores busy while some layers wait for the network; each takes about 25 MB.
+_JOBS = min(len(os.sched_getaffinity(0)) + 2, 8)
 
 
 def open_store(arguments: argparse.Namespace) -> Store:
@@ -55,7 +57,9 @@ def add_pull_options(parser: argparse.ArgumentParser, *, policy: str) -> None:
 
 def add_unpack_options(parser: argparse.ArgumentParser) -> None:
     """How layers get into the store, wherever they come from."""
-    parser.add_argument("--jobs", metavar="N", type=_positive, default=4, help="layers in flight (default: 4)")
+    parser.add_argument(
+        "--jobs", metavar="N", type=_positive, default=_JOBS, help="layers in flight (default: %(default)s)"
+    )
     limits = "of one layer; 0 is no limit (default: %(default)s)"
     parser.add_argument("--max-size", metavar="GIB", type=_count, default=64, help=f"unpacked size {limits}")
     parser.add_argument("--max-entries", metavar="N", type=_count, default=5_000_000, help=f"files {limits}")
