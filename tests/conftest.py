@@ -29,6 +29,8 @@ def require(tool: str) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell that starts us in the background has it ignored, and so would every command that we start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "needs_root: the test needs root; in CI it fails without")
 
 
