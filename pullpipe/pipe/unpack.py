@@ -7,7 +7,6 @@ import contextlib
 import errno
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +27,7 @@ class Worker:
     """
 
     def __init__(self) -> None:
+        self._killed = False
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             # The modules come from where ours come from, whatever the directory we stand in holds.
@@ -36,7 +36,7 @@ class Worker:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                process_group=0,  # its jobs are in it too, so that one signal ends all
+                process_group=0,  # what a terminal sends its group is for the owner to decide
             )
 
     async def unpack(
@@ -62,14 +62,19 @@ class Worker:
         except asyncio.CancelledError:
             self.kill()
             raise
+        except WorkerDied:
+            if self._killed:  # for another layer's sake, whose error is the one to tell: we are about to be cancelled
+                await asyncio.get_running_loop().create_future()
+            raise
         finally:
             # Ends once the job's process has ended: until then it may still write below `directory`.
             await asyncio.shield(channel.drain())
 
     def kill(self) -> None:
-        """Ends the worker and every job that it runs."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """Ends the worker, and the kernel every job with it; by the end of the block none of them is left."""
+        self._killed = True
+        with contextlib.suppress(OSError):  # it has ended
+            self._control.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> Worker:
         return self
