@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -225,8 +224,3 @@ def layer_blobs(layout: Path) -> list[Path]:
     blobs = layout / "blobs" / "sha256"
     (entry,) = json.loads((layout / "index.json").read_bytes())["manifests"]
     return [blobs / layer["digest"].removeprefix("sha256:") for layer in document(entry["digest"])["layers"]]
-
-
-def kernel() -> str:
-    """The machine's, for the report."""
-    return f"Linux {os.uname().release}, {os.cpu_count()} cores"

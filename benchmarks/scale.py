@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks import images, measure, places
@@ -33,8 +31,7 @@ def scale(dimensions: list[str], cache: Path, largest: int) -> Report:
     with Registry() as registry:
         for dimension in dimensions:
             for count in _STEPS[dimension][:largest]:
-                with _image(dimension, count, cache) as layout:
-                    reference = registry.push(layout, f"bench/{dimension}-{count}:1")
+                reference = registry.push(_image(dimension, count, cache), f"bench/{dimension}-{count}:1")
                 _measure(report, dimension, count, reference, registry)
     return report
 
@@ -43,8 +40,7 @@ _STEPS = {"layers": LAYERS, "entries": ENTRIES, "megabytes": MEGABYTES, "pulls":
 DIMENSIONS = tuple(_STEPS)
 
 
-@contextmanager
-def _image(dimension: str, count: int, cache: Path) -> Iterator[Path]:
+def _image(dimension: str, count: int, cache: Path) -> Path:
     layers = {
         "layers": tuple(Layer(1000 + number, 20, 4_000) for number in range(count)),
         "entries": (Layer(2000, count, 2_000),),
@@ -54,7 +50,7 @@ def _image(dimension: str, count: int, cache: Path) -> Iterator[Path]:
     layout = cache / f"scale-{dimension}-{count}"
     if not (layout / "index.json").exists():
         images.build_synthetic(layout, layers)
-    yield layout
+    return layout
 
 
 def _measure(report: Report, dimension: str, count: int, reference: str, registry: Registry) -> None:

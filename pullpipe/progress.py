@@ -50,14 +50,14 @@ class Progress:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """A stage of the pull as a whole is at work."""
-        from pullpipe.trace import Times
+        from pullpipe.trace import Span
 
-        times, begun = Times(), time.monotonic()
+        begun = time.monotonic()
         try:
             yield
         finally:
-            times.since(name, begun)
-            self.worked(None, times.spans)
+            ended = time.monotonic()
+            self.worked(None, [Span(name, begun, ended, ended - begun)])
 
     def finished(self, layer: Descriptor) -> None:
         """Both its digests are proven."""

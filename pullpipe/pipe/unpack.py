@@ -48,6 +48,22 @@ class Worker:
         tar stream have been unpacked. Raises `LayerError` for what the archive is to blame for, `OSError` for the
         machine, and `WorkerDied` when the process ended without a word. Cancelled, it ends the worker and all its jobs.
         """
+        try:
+            self._send(job, blob, directory, channel)
+            try:
+                return await _hear(channel, directory, report)
+            except asyncio.CancelledError:
+                self.kill()
+                raise
+            finally:
+                # Ends once the job's process has ended: until then it may still write below `directory`.
+                await asyncio.shield(channel.drain())
+        except WorkerDied:
+            if self._killed:  # for another layer's sake, whose error is the one to tell: we are about to be cancelled
+                await asyncio.get_running_loop().create_future()
+            raise
+
+    def _send(self, job: Job, blob: int, directory: str, channel: Channel) -> None:
         directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             with channel.theirs:
@@ -57,18 +73,6 @@ class Worker:
             raise WorkerDied("the unpack worker ended early; try again, with --log-level debug for more") from error
         finally:
             os.close(directory_fd)
-        try:
-            return await _hear(channel, directory, report)
-        except asyncio.CancelledError:
-            self.kill()
-            raise
-        except WorkerDied:
-            if self._killed:  # for another layer's sake, whose error is the one to tell: we are about to be cancelled
-                await asyncio.get_running_loop().create_future()
-            raise
-        finally:
-            # Ends once the job's process has ended: until then it may still write below `directory`.
-            await asyncio.shield(channel.drain())
 
     def kill(self) -> None:
         """Ends the worker, and the kernel every job with it; by the end of the block none of them is left."""
