@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -173,10 +172,8 @@ def _layers(
 def _stages(*arguments: str) -> dict[str, float]:
     """Seconds of work by stage, as `--progress json` tells them, of one more run."""
     with places.fresh() as place:
-        command = [sys.executable, "-m", "pullpipe", "--root", str(place / "pullpipe"), arguments[0]]
-        done = subprocess.run(
-            [*command, "--progress", "json", *arguments[1:]], check=True, capture_output=True, text=True
-        )
+        command = contenders.command(place, arguments[0], "--progress", "json", *arguments[1:])
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
     stages: dict[str, float] = {}
     for line in done.stderr.splitlines():
         event = json.loads(line)

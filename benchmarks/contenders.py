@@ -55,7 +55,8 @@ class Contender(NamedTuple):
         return ", ".join(told)
 
 
-def _pullpipe(place: Path, *arguments: str) -> list[str]:
+def command(place: Path, *arguments: str) -> list[str]:
+    """Pullpipe, with its store at the place."""
     return [sys.executable, "-m", "pullpipe", "--root", str(place / "pullpipe"), *arguments]
 
 
@@ -63,11 +64,11 @@ def _pullpipe(place: Path, *arguments: str) -> list[str]:
 def _pullpipe_tree(place: Path, reference: str) -> Iterator[Path]:
     target = place / "mounted"
     target.mkdir()
-    subprocess.run(_pullpipe(place, "mount", reference, str(target)), check=True, capture_output=True)
+    subprocess.run(command(place, "mount", reference, str(target)), check=True, capture_output=True)
     try:
         yield target
     finally:
-        subprocess.run(_pullpipe(place, "umount", str(target)), check=True, capture_output=True)
+        subprocess.run(command(place, "umount", str(target)), check=True, capture_output=True)
 
 
 def pullpipe(durability: str, *options: str, name: str = "pullpipe") -> Contender:
@@ -77,9 +78,9 @@ def pullpipe(durability: str, *options: str, name: str = "pullpipe") -> Contende
         name=name,
         programs=(),
         durability="flushed" if durability == "full" else "not flushed",
-        pull=lambda reference, place: [_pullpipe(place, "pull", *flags, "--plain-http", reference)],
-        apply=lambda layout, place: [_pullpipe(place, "load", *flags, "-t", "localhost/bench:1", str(layout))],
-        run=lambda reference, place: _pullpipe(place, "run", "--rm", reference, "true"),
+        pull=lambda reference, place: [command(place, "pull", *flags, "--plain-http", reference)],
+        apply=lambda layout, place: [command(place, "load", *flags, "-t", "localhost/bench:1", str(layout))],
+        run=lambda reference, place: command(place, "run", "--rm", reference, "true"),
         tree=_pullpipe_tree,
     )
 

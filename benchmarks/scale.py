@@ -5,11 +5,10 @@ Time for each unit has to stay flat, and so has memory.
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
-from benchmarks import images, measure, places
+from benchmarks import contenders, images, measure, places
 from benchmarks.images import Layer
 from benchmarks.measure import Run
 from benchmarks.registry import Registry
@@ -70,6 +69,4 @@ def _unit(dimension: str, count: int, run: Run) -> tuple[str, float]:
 
 
 def _pull(root: Path, reference: str) -> str:
-    return subprocess.list2cmdline(
-        [sys.executable, "-m", "pullpipe", "--root", str(root), "pull", "-q", "--plain-http", reference]
-    )
+    return shlex.join(contenders.command(root, "pull", "-q", "--plain-http", reference))
