@@ -79,7 +79,7 @@ def run(chosen: Sequence[str], runs: int, cache: Path) -> Report:
     """From the shell to the end of `true` in an image that is there, and back; unshare and chroot are the floor."""
     able = [contender for contender in contenders.installed(chosen) if contender.run and contender.pull]
     report = _report("run", f"`true` in a local image, medians of {runs}, in turn", able)
-    report.columns = ("contender", "wall ms", "CPU ms")
+    report.columns, report.labels = ("contender", "wall ms", "CPU ms"), 1
     layout = images.provide(images.BUSYBOX, cache)
     with Registry() as registry, places.fresh() as place:
         reference = registry.push(layout, "bench/busybox:1")
@@ -117,7 +117,7 @@ def _services(able: Sequence[Contender], place: Path) -> Iterator[None]:
 
 
 def _report(benchmark: str, conditions: str, able: Sequence[Contender]) -> Report:
-    report = Report(benchmark, conditions, LAYER_COLUMNS)
+    report = Report(benchmark, conditions, LAYER_COLUMNS, labels=2)
     report.versions = {contender.name: contender.version for contender in able}
     return report
 

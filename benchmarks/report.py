@@ -13,11 +13,12 @@ Cell = str | float | int
 
 @dataclass
 class Report:
-    """Rows under columns; the first column names what was measured."""
+    """Rows under columns; the first ones name what was measured."""
 
     benchmark: str
     conditions: str
     columns: Sequence[str]
+    labels: int = 1  # so many columns name a row; the next one has its figure
     rows: list[list[Cell]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -43,13 +44,11 @@ class Report:
 
     def against(self, earlier: Path) -> None:
         """Adds how the first figure of each row compares with that of the same row in an earlier report."""
-        before = {row[0]: row for row in json.loads(earlier.read_text())["rows"]}
+        before = {tuple(row[: self.labels]): row[self.labels] for row in json.loads(earlier.read_text())["rows"]}
         self.columns = [*self.columns, "now/then"]
         for row in self.rows:
-            then = before.get(row[0])
-            now = next(cell for cell in row[1:] if not isinstance(cell, str))
-            was = next((cell for cell in then[1:] if not isinstance(cell, str)), 0) if then else 0
-            row.append(round(now / was, 2) if was else "new")
+            was = before.get(tuple(row[: self.labels]))
+            row.append(round(float(row[self.labels]) / was, 2) if was else "new")
 
     def plot(self, path: Path) -> None:
         """A bar for each row's first figure; beside it, where they were measured, one for each stage."""
@@ -61,7 +60,7 @@ class Report:
         figure, axes = pyplot.subplots(
             1, 2 if self.stages else 1, figsize=(12, 0.5 * len(self.rows) + 2), squeeze=False
         )
-        column = next(at for at, cell in enumerate(self.rows[0]) if at and not isinstance(cell, str))
+        column = self.labels
         names = [" ".join(str(cell) for cell in row[:column]) for row in self.rows]
         bars = axes[0][0].barh(names, [float(row[column]) for row in self.rows])
         axes[0][0].bar_label(bars, padding=3)

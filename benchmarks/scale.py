@@ -26,6 +26,7 @@ def scale(dimensions: list[str], cache: Path, largest: int) -> Report:
         "scale",
         f"cold pulls from docker-registry on loopback, flushed, {places.kind()}",
         ("what", "count", "seconds", "unit", "ms a unit", "most RSS MB"),
+        labels=2,
     )
     with Registry() as registry:
         for dimension in dimensions:

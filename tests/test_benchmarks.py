@@ -71,6 +71,7 @@ def test_contenders_make_the_same_tree(tmp_path: Path) -> None:
     assert set(report["stages"]) >= {"recv", "inflate", "hash tar", "write", "publish"}
     again = benchmark(*arguments, "--only", "podman", "--against", tmp_path / "first.json")
     assert "now/then" in again
+    assert again.split()[-1] != "new"
 
 
 @pytest.mark.needs_root
