@@ -10,8 +10,8 @@ from pullpipe.errors import TransferError
 from pullpipe.oci import Platform
 from pullpipe.pipe.pull import Pulled, pull
 from pullpipe.reference import Reference
-from pullpipe.registry.auth import Credentials
 from pullpipe.registry.client import RegistryClient
+from pullpipe.registry.credentials import Credentials
 from store import ImageRecord, Store
 
 

@@ -6,7 +6,6 @@ They never stand in an error or a log.
 
 from __future__ import annotations
 
-import base64
 import re
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -14,34 +13,13 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from pullpipe.errors import Unauthorized, UnexpectedAnswer
+from pullpipe.registry.credentials import Credentials
 from pullpipe.registry.hosts import is_loopback
 
 # RFC 9110, 11.6.1: a scheme, or a parameter of the scheme before it; a quoted text may hold anything.
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PART = re.compile(rf'({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))|({_WORD})')
 _TOKEN_LIMIT = 1 << 20  # bytes of a token server's answer
-
-
-class Credentials(NamedTuple):
-    """A user's name and password; shown without the password."""
-
-    user: str
-    password: str
-
-    @classmethod
-    def parse(cls, text: str) -> Credentials:
-        """`USER:PASSWORD`. Raises `Unauthorized`."""
-        user, colon, password = text.partition(":")
-        if not colon or not user:
-            raise Unauthorized("credentials are given as USER:PASSWORD")
-        return cls(user, password)
-
-    def header(self) -> str:
-        """The Authorization header of basic authentication (RFC 7617)."""
-        return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
-
-    def __repr__(self) -> str:
-        return f"Credentials({self.user!r}, …)"
 
 
 class Challenge(NamedTuple):

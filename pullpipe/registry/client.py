@@ -24,7 +24,8 @@ from pullpipe.errors import NotFound, TransferError, Unauthorized, UnexpectedAns
 from pullpipe.oci import DOCUMENT_LIMIT, Descriptor
 from pullpipe.reference import Reference
 from pullpipe.registry import hosts
-from pullpipe.registry.auth import Credentials, authorize
+from pullpipe.registry.auth import authorize
+from pullpipe.registry.credentials import Credentials
 from pullpipe.registry.head import ACCEPT
 from pullpipe.transports import BlobStream, Document
 from store import Digest, InvalidDigest

@@ -8,7 +8,8 @@ import traceback
 import pytest
 
 from pullpipe.errors import Unauthorized
-from pullpipe.registry.auth import Challenge, Credentials
+from pullpipe.registry.auth import Challenge
+from pullpipe.registry.credentials import Credentials
 
 HUB = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:library/a:pull"'
 

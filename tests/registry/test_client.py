@@ -30,8 +30,8 @@ from pullpipe.errors import (
 )
 from pullpipe.oci import OCI_LAYER, OCI_MANIFEST, Descriptor
 from pullpipe.reference import Reference
-from pullpipe.registry.auth import Credentials
 from pullpipe.registry.client import RegistryClient
+from pullpipe.registry.credentials import Credentials
 from pullpipe.transports import Document
 from store import Digest
 from tests.conftest import require
