@@ -4,6 +4,7 @@
     ├── InvalidReference       a text that is no image reference
     ├── InvalidDocument        a manifest, index or config that is none, or not an image's
     ├── NoSuchPlatform         the image has no manifest for the wanted platform
+    ├── BadConfiguration       a file of settings, or a variable, that cannot be used
     ├── TransferError          bytes could not be had
     │   ├── Unreachable        no such host, connection refused, TLS, time-outs
     │   ├── Unauthorized       authentication needed, or refused
@@ -45,8 +46,20 @@ class NoSuchPlatform(PullpipeError):
     """The image has no manifest for the wanted platform."""
 
 
+class BadConfiguration(PullpipeError):
+    """A file of settings, or a variable of the environment, that cannot be used."""
+
+
 class TransferError(PullpipeError):
-    """Bytes could not be had."""
+    """Bytes could not be had.
+
+    `transient`: the same request may go well in a while; `wait`: in so many seconds, as the other side said.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False, wait: float | None = None) -> None:
+        super().__init__(message)
+        self.transient = transient
+        self.wait = wait
 
 
 class Unreachable(TransferError):

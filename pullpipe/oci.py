@@ -97,6 +97,7 @@ class Descriptor(NamedTuple):
     size: int
     platform: Platform | None = None
     annotations: Mapping[str, str] = MappingProxyType({})
+    urls: tuple[str, ...] = ()  # where it may be had besides
 
     @classmethod
     def from_json(cls, value: object, what: str) -> Descriptor:

@@ -10,6 +10,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pullpipe.cli.registries import add_registry_options
 from pullpipe.errors import NeedsRoot
 from pullpipe.oci import Platform
 from pullpipe.progress import FACES, Progress, face
@@ -37,8 +38,7 @@ def require_root(what: str) -> None:
 def add_pull_options(parser: argparse.ArgumentParser, *, policy: str) -> None:
     """What `pull`, and whatever pulls by the way, can be told; `policy` is the default for that."""
     parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="instead of this machine's")
-    parser.add_argument("--plain-http", action="store_true", help="speak HTTP without TLS to the registry")
-    parser.add_argument("--creds", metavar="USER:PASSWORD", help="authenticate with these")
+    add_registry_options(parser)
     parser.add_argument(
         "--trace",
         metavar="FILE",

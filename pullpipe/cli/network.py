@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from pullpipe.cli.common import pull_options, reporting, run_until_signal
+from pullpipe.cli.registries import Access
 from pullpipe.errors import TransferError
 from pullpipe.oci import Platform
 from pullpipe.pipe.pull import Pulled, pull
 from pullpipe.reference import Reference
-from pullpipe.registry.client import RegistryClient
-from pullpipe.registry.credentials import Credentials
+from pullpipe.registry.client import Network, RegistryClient
+from pullpipe.registry.proxies import Proxies
 from store import ImageRecord, Store
 
 
+def network(access: Access, arguments: argparse.Namespace) -> Network:
+    """How to speak to registries, as the user wants it."""
+    return Network(access.keyring, access.tokens, Proxies.of(os.environ), arguments.retries, arguments.timeout)
+
+
 def pull_from_registry(
-    store: Store, reference: Reference, arguments: argparse.Namespace, platform: Platform, present: ImageRecord | None
+    store: Store,
+    reference: Reference,
+    arguments: argparse.Namespace,
+    platform: Platform,
+    access: Access,
+    present: ImageRecord | None,
 ) -> ImageRecord:
     """Pulls the image; with the policy `newer`, what is present serves when the registry does not."""
-    credentials = Credentials.parse(arguments.creds) if arguments.creds else None
     options = pull_options(arguments, platform)
     with reporting(arguments) as progress:
 
         async def work() -> Pulled:
-            async with RegistryClient(reference, plain_http=arguments.plain_http, credentials=credentials) as client:
+            speaking = network(access, arguments)
+            async with RegistryClient(reference, access.endpoints, speaking, progress.note) as client:
                 return await pull(client, reference.wanted, str(reference), store, options, progress)
 
         try:

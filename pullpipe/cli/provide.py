@@ -6,6 +6,7 @@ import argparse
 
 from pullpipe import local
 from pullpipe.cli.common import platform_of, reporting, require_root
+from pullpipe.cli.registries import access_to, resolved_now
 from pullpipe.errors import NotFound
 from pullpipe.reference import Reference
 from store import ImageRecord, Store
@@ -27,13 +28,11 @@ def provide(store: Store, reference: Reference, arguments: argparse.Namespace) -
     if arguments.policy == "never":
         raise NotFound(f"{reference} for {platform} is not in the store, and --policy never forbids to pull it")
     require_root("pulling")
-    if record is not None and arguments.creds is None:
-        from pullpipe.registry.head import head
-
-        if head(reference, plain_http=arguments.plain_http) == record.resolved:
-            with reporting(arguments) as progress:
-                progress.note(f"{reference} is up to date")
-            return record
+    access = access_to(reference, arguments)
+    if record is not None and arguments.creds is None and resolved_now(reference, access) == record.resolved:
+        with reporting(arguments) as progress:
+            progress.note(f"{reference} is up to date")
+        return record
     from pullpipe.cli.network import pull_from_registry
 
-    return pull_from_registry(store, reference, arguments, platform, record)
+    return pull_from_registry(store, reference, arguments, platform, access, record)

@@ -1,8 +1,7 @@
 """One blob into its ingest file.
 
-The file only grows: what an earlier run left is continued, and a source that begins at the start again has its first
-bytes passed over. So whoever follows the file (the unpack worker, which hashes every byte of it) never sees a byte
-change.
+The file only grows: what an earlier run left is continued. So whoever follows the file (the unpack worker, which hashes
+every byte of it) never sees a byte change.
 """
 
 from __future__ import annotations
@@ -35,18 +34,13 @@ async def fetch(
     await available(present)
     if present == descriptor.size:
         return
-    async with source.blob(descriptor, present) as stream:
-        passed_over = present - stream.start
+    async with source.blob(descriptor, present) as arriving:
         pieces: list[bytes] = []
         waiting = 0
         now = monotonic()
         try:
-            async for piece in stream.pieces:
+            async for piece in arriving:
                 now = times.since("recv", now)
-                if passed_over:
-                    skip = min(passed_over, len(piece))
-                    passed_over -= skip
-                    piece = piece[skip:]
                 pieces.append(piece)
                 waiting += len(piece)
                 if present + waiting > descriptor.size:

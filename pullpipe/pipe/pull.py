@@ -213,19 +213,30 @@ class _Layers:
         large = self._large_slots if layer.size >= _LARGE else nullcontext()
         async with large, self._slots:
             self._progress.started(layer)
-            staging = self._store.layers.stage(diff_id)
-            owned.callback(staging.discard)  # nothing, once it is published
-            if layer.digest in self._store.blobs:
-                blob = await self._blob(layer, owned)
-                result = await self._unpack_and_prove(blob, diff_id, layer, staging)
-            else:
-                result = await self._fetch_and_unpack(diff_id, layer, staging, owned)
+            try:
+                staging, result = await self._stage(diff_id, layer, owned)
+            except WrongBlob as error:  # of which nothing is kept: once more, from its start
+                self._progress.note(f"{layer.digest.short}: {str(error).partition(':')[0]}")
+                staging, result = await self._stage(diff_id, layer, owned)
             info = _info(diff_id, result)
             staging.describe(info)
             self._staged[diff_id] = staging, info
             self._progress.finished(layer)
             for warning in result.warnings:
                 self._progress.note(f"{layer.digest.short}: {warning}")
+
+    async def _stage(self, diff_id: Digest, layer: Descriptor, owned: ExitStack) -> tuple[Staging[LayerInfo], Result]:
+        """The layer, unpacked and proven, in a new staging directory. Raises `WrongBlob` when the bytes were wrong."""
+        staging = self._store.layers.stage(diff_id)
+        owned.callback(staging.discard)  # nothing, once it is published
+        try:
+            if layer.digest in self._store.blobs:
+                blob = await self._blob(layer, owned)
+                return staging, await self._unpack_and_prove(blob, diff_id, layer, staging)
+            return staging, await self._fetch_and_unpack(diff_id, layer, staging, owned)
+        except WrongBlob:
+            staging.discard()
+            raise
 
     async def _blob(self, layer: Descriptor, owned: ExitStack) -> int:
         """The whole blob, open: as it has just arrived, or from the store, or fetched if that has not kept it."""
@@ -261,7 +272,7 @@ class _Layers:
             return await proven(outcome, blob, diff_id, layer)
         except WrongBlob as error:
             self._store.blobs.remove(layer.digest)
-            raise VerificationError(
+            raise WrongBlob(
                 f"blob {layer.digest} was damaged in the store and has been removed; pull again to fetch it"
             ) from error
 

@@ -49,8 +49,8 @@ async def _small_blob(source: Source, descriptor: Descriptor) -> bytes:
             f"the config {descriptor.digest} claims {descriptor.size} bytes; {DOCUMENT_LIMIT} is the limit"
         )
     data = b""
-    async with source.blob(descriptor, 0) as stream:
-        async for piece in stream.pieces:
+    async with source.blob(descriptor, 0) as pieces:
+        async for piece in pieces:
             data += piece
             if len(data) > descriptor.size:
                 break

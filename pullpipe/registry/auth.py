@@ -6,15 +6,16 @@ They never stand in an error or a log.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import NamedTuple
-from urllib.parse import urlsplit
-
-import aiohttp
+from urllib.parse import urlencode, urlsplit
 
 from pullpipe.errors import Unauthorized, UnexpectedAnswer
-from pullpipe.registry.credentials import Credentials
-from pullpipe.registry.hosts import is_loopback
+from pullpipe.registry.credentials import Credentials, Keyring
+from pullpipe.registry.hosts import Endpoint, is_loopback
+from pullpipe.registry.http import Http
+from pullpipe.registry.tokens import TokenCache
 
 # RFC 9110, 11.6.1: a scheme, or a parameter of the scheme before it; a quoted text may hold anything.
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -42,9 +43,34 @@ class Challenge(NamedTuple):
         return found.get("bearer") or found.get("basic")
 
 
-async def authorize(
-    session: aiohttp.ClientSession, registry: str, repository: str, header: str, credentials: Credentials | None
-) -> str:
+class Authorizer:
+    """The Authorization header for one repository at one endpoint."""
+
+    def __init__(
+        self, http: Http, endpoint: Endpoint, keyring: Keyring, tokens: TokenCache, actions: str = "pull"
+    ) -> None:
+        self._http = http
+        self._endpoint = endpoint
+        self._keyring = keyring
+        self.current: str | None = None
+        self.remedy = "authenticate with --creds USER:PASSWORD"
+        self._lock = asyncio.Lock()
+
+    def forget_cached(self) -> bool:
+        return False
+
+    async def renew(self, refused: str | None, challenge: str) -> None:
+        """Gets a new authorization, unless another request got one while this one waited."""
+        registry, repository = self._endpoint.registry, self._endpoint.repository
+        async with self._lock:
+            if self.current == refused:
+                credentials = self._keyring.find(registry, repository)
+                if credentials:
+                    self.remedy = f"check the credentials of {credentials.user!r}"
+                self.current = await authorize(self._http, registry, repository, challenge, credentials)
+
+
+async def authorize(session: Http, registry: str, repository: str, header: str, credentials: Credentials | None) -> str:
     """Answers a challenge with an Authorization header for pulling from the repository.
 
     Raises `Unauthorized` when it takes credentials and there are none, or they are refused.
@@ -60,7 +86,7 @@ async def authorize(
 
 
 async def _token(
-    session: aiohttp.ClientSession,
+    session: Http,
     registry: str,
     repository: str,
     challenge: Challenge,
@@ -75,7 +101,7 @@ async def _token(
     if service := challenge.parameters.get("service"):
         query["service"] = service
     headers = {"Authorization": credentials.header()} if credentials else {}
-    async with session.get(realm.geturl(), params=query, headers=headers) as response:
+    async with session.request("GET", realm._replace(query=urlencode(query)).geturl(), headers=headers) as response:
         if response.status in (401, 403):
             if credentials is None:
                 raise Unauthorized(

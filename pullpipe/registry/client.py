@@ -1,140 +1,185 @@
-"""One repository of a registry, as a source of images (OCI distribution-spec 1.1, "Pull").
+"""One image's registry, and the mirrors of it, as a source (OCI distribution-spec 1.1, "Pull").
 
+What breaks off is continued from the byte that was reached, at the next place or, after a while, at the same one.
 Manifests are verified here, for they are small; blobs pass through unverified, and are proven by whoever unpacks them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import re
-import ssl
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from itertools import islice
 from time import monotonic
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import aiohttp
 
-from pullpipe import __version__
-from pullpipe.errors import NotFound, TransferError, Unauthorized, UnexpectedAnswer, Unreachable, VerificationError
+from pullpipe.errors import TransferError, UnexpectedAnswer, VerificationError
 from pullpipe.oci import DOCUMENT_LIMIT, Descriptor
 from pullpipe.reference import Reference
-from pullpipe.registry import hosts
-from pullpipe.registry.auth import authorize
-from pullpipe.registry.credentials import Credentials
+from pullpipe.registry.auth import Authorizer
+from pullpipe.registry.credentials import Keyring
 from pullpipe.registry.head import ACCEPT
-from pullpipe.transports import BlobStream, Document
+from pullpipe.registry.hosts import Endpoint, origin
+from pullpipe.registry.http import Http
+from pullpipe.registry.proxies import Proxies
+from pullpipe.registry.repository import ForeignUrl, Repository
+from pullpipe.registry.retry import Retries, Tour
+from pullpipe.registry.tokens import TokenCache
+from pullpipe.transports import Document
 from store import Digest, InvalidDigest
 
-_CONNECT_TIMEOUT = 30  # seconds
-_READ_TIMEOUT = 60  # seconds without a byte
-_BUFFER = 512 << 10  # bytes that may wait in the process; aiohttp's 64 KiB stop and start the socket all the time
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
+_T = TypeVar("_T")
+_Place = Repository | ForeignUrl
+_ACCEPT = {"Accept": ACCEPT}
+_HEAD = frozenset(range(500)) - {408, 425, 429}  # answers to a HEAD that need not be waited out
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _LARGE = 32 << 20  # bytes of a blob that is worth several requests
 _WINDOW = 4 << 20  # bytes of one of them
 _CONNECTIONS = 4  # for one blob; what waits for its turn comes to less than so many windows
 _FAST = 80e6  # bytes a second from which on more connections would not help
+_STEP = 64 << 10  # bytes that an attempt has to bring to count as progress
+
+
+class Network(NamedTuple):
+    """How to speak to registries."""
+
+    keyring: Keyring = Keyring()
+    tokens: TokenCache = TokenCache()
+    proxies: Proxies = Proxies()
+    retries: int = 5  # in vain, one after the other
+    timeout: float = 30.0  # seconds without a byte
 
 
 class _Part(NamedTuple):
-    """Bytes of a blob, from `start` up to and without `end`."""
+    """Bytes of a blob, from `start` on."""
 
     start: int
-    end: int
     pieces: AsyncIterator[bytes]
 
 
 class RegistryClient:
-    """The repository of `reference`. An async context manager; closing it ends its connections."""
+    """The repository of `reference`, at those endpoints. An async context manager; closing it ends its connections.
+
+    Without endpoints it is the registry that the reference names. `note` hears what is tried again, and why.
+    """
 
     def __init__(
-        self, reference: Reference, *, plain_http: bool = False, credentials: Credentials | None = None
+        self,
+        reference: Reference,
+        endpoints: Sequence[Endpoint] = (),
+        network: Network = Network(),  # noqa: B008 - it is immutable
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._reference = reference
-        self._candidates = hosts.candidates(reference.registry, plain_http=plain_http)
-        self._credentials = credentials
-        self._authorization: str | None = None
-        self._authorizing = asyncio.Lock()
-        self._base: str | None = None
+        self._http = Http(network.proxies, network.timeout)
+        self._places = [
+            Repository(self._http, endpoint, Authorizer(self._http, endpoint, network.keyring, network.tokens))
+            for endpoint in endpoints or [origin(reference)]
+        ]
+        self._retries = Retries(network.retries, note)
         self._documents: dict[str, Document] = {}
-        self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=_READ_TIMEOUT),
-            # Blobs are wanted as they are: whatever a server may call their encoding, the digest is that of the bytes.
-            headers={"User-Agent": f"pullpipe/{__version__}", "Accept-Encoding": "identity"},
-            auto_decompress=False,
-            read_bufsize=_BUFFER,
-        )
+        self._givers: dict[Digest, set[_Place]] = {}  # of each blob
+        self._doubted: dict[Digest, set[_Place]] = {}  # who gave the blob when it was wrong
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
+        await self._http.__aexit__()
 
     async def resolve(self, wanted: str) -> Digest:
         """What the tag names now, by one HEAD; a digest names itself, and costs no request."""
         if ":" in wanted:
             return Digest.parse(wanted)
-        async with self._request("HEAD", f"manifests/{wanted}", {"Accept": ACCEPT}) as response:
-            if response.status == 200 and (stated := response.headers.get("Docker-Content-Digest")):
-                return self._digest(stated)
-        # A registry without HEAD or without the header; or an error, which GET tells with its reason.
-        return (await self.document(wanted)).digest
+        return await self._first(lambda place: self._resolve_at(place, wanted), tag=True)
 
     async def document(self, wanted: str) -> Document:
         """The manifest or index, its digest checked."""
         if wanted not in self._documents:
-            self._documents[wanted] = await self._fetch_document(wanted)
+            tag = ":" not in wanted
+            self._documents[wanted] = await self._first(lambda place: self._document_at(place, wanted), tag=tag)
         return self._documents[wanted]
 
-    async def _fetch_document(self, wanted: str) -> Document:
-        async with self._request("GET", f"manifests/{wanted}", {"Accept": ACCEPT}) as response:
-            await self._check(response, f"{self._reference.name}{'@' if ':' in wanted else ':'}{wanted}")
+    @asynccontextmanager
+    async def blob(self, descriptor: Descriptor, offset: int) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The blob's bytes, from `offset` on.
+
+        Who asks for a blob from its start a second time has found it to be wrong: then other places come first.
+        """
+        if offset == 0:
+            self._doubted[descriptor.digest] = self._givers.pop(descriptor.digest, set())
+        async with aclosing(self._blob(descriptor, offset)) as pieces:
+            yield pieces
+
+    async def _first(self, ask: Callable[[Repository], Awaitable[_T]], *, tag: bool) -> _T:
+        """The answer of the first place that has one."""
+        tour = Tour((place for place in self._places if place.endpoint.tags or not tag), self._retries)
+        while True:
+            try:
+                answer = await ask(tour.place)
+            except (TransferError, VerificationError) as error:
+                await tour.failed(error)
+            else:
+                self._retries.answered = True
+                return answer
+
+    async def _resolve_at(self, place: Repository, tag: str) -> Digest:
+        what = f"{self._reference.name}:{tag}"
+        # A registry without HEAD or without the header gets a GET, and so does one that refuses: it then says why.
+        async with place.request("HEAD", f"manifests/{tag}", what, headers=_ACCEPT, expected=_HEAD) as response:
+            stated = response.headers.get("Docker-Content-Digest")
+            if response.status == 200 and stated:
+                return _digest(place, stated)
+        document = self._documents[tag] = await self._document_at(place, tag)
+        return document.digest
+
+    async def _document_at(self, place: Repository, wanted: str) -> Document:
+        what = f"{self._reference.name}{'@' if ':' in wanted else ':'}{wanted}"
+        async with place.request("GET", f"manifests/{wanted}", what, headers=_ACCEPT) as response:
             data = b""
             async for piece in response.content.iter_any():
                 data += piece
                 if len(data) > DOCUMENT_LIMIT:
                     raise UnexpectedAnswer(f"the manifest of {self._reference} is larger than {DOCUMENT_LIMIT} bytes")
+            media_type = response.headers.get("Content-Type", "")
+            if media_type.startswith("text/html"):
+                raise UnexpectedAnswer(
+                    f"{place.name} sent a web page in place of the manifest of {self._reference}; "
+                    "check the name, and what stands between here and there"
+                )
             stated = wanted if ":" in wanted else response.headers.get("Docker-Content-Digest")
-            digest = self._digest(stated) if stated else Digest.of(data)
+            digest = _digest(place, stated) if stated else Digest.of(data)
             if not digest.matches(data):
                 raise VerificationError(
-                    f"the manifest that {self._reference.registry} sent does not have the digest {digest}; "
+                    f"the manifest that {place.name} sent does not have the digest {digest}; "
                     "damaged on the way, or the registry is lying"
                 )
-            return Document(data, response.headers.get("Content-Type", ""), digest)
+            return Document(data, media_type, digest)
 
-    @asynccontextmanager
-    async def blob(self, descriptor: Descriptor, offset: int) -> AsyncIterator[BlobStream]:
-        """The blob's bytes, from `offset` on where the registry can do that."""
-        large = descriptor.size - offset >= _LARGE
-        async with self._part(descriptor, offset, offset + _WINDOW if large else descriptor.size) as part:
-            if part.start != offset or part.end == descriptor.size:
-                yield BlobStream(part.start, part.pieces)
-            else:
-                async with aclosing(self._windows(descriptor, part)) as pieces:
-                    yield BlobStream(offset, pieces)
-
-    async def _windows(self, descriptor: Descriptor, first: _Part) -> AsyncGenerator[bytes, None]:
-        """The first window's bytes, and then all others in order.
-
-        If the first came slowly, as where each connection is limited, several windows are on their way at a time; what
-        arrives before its turn waits in memory. Otherwise one connection does it.
-        """
-        began = monotonic()
-        async for piece in first.pieces:
-            yield piece
-        if monotonic() - began < (first.end - first.start) / _FAST:
-            async with self._part(descriptor, first.end, descriptor.size) as rest:
-                self._expect(rest.start == first.end, descriptor)
-                async for piece in rest.pieces:
+    async def _blob(self, descriptor: Descriptor, at: int) -> AsyncGenerator[bytes, None]:
+        """By one connection; by several, if a large blob's first window came slowly, as where each is limited."""
+        if descriptor.size - at >= _LARGE:
+            start, began = at, monotonic()
+            async with aclosing(self._pieces(descriptor, at, at + _WINDOW)) as pieces:
+                async for piece in pieces:
+                    at += len(piece)
                     yield piece
-            return
-        starts = iter(range(first.end, descriptor.size, _WINDOW))
+            if at < descriptor.size and monotonic() - began >= (at - start) / _FAST:
+                async with aclosing(self._windows(descriptor, at)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+                return
+        async with aclosing(self._pieces(descriptor, at, descriptor.size)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _windows(self, descriptor: Descriptor, at: int) -> AsyncGenerator[bytes, None]:
+        """The rest of the blob, in order, by several connections; what arrives before its turn waits in memory."""
+        starts = iter(range(at, descriptor.size, _WINDOW))
         ahead = deque(asyncio.create_task(self._window(descriptor, start)) for start in islice(starts, _CONNECTIONS))
         try:
             while ahead:
@@ -150,132 +195,84 @@ class RegistryClient:
 
     async def _window(self, descriptor: Descriptor, start: int) -> list[bytes]:
         end = min(start + _WINDOW, descriptor.size)
-        async with self._part(descriptor, start, end) as part:
-            self._expect((part.start, part.end) == (start, end), descriptor)
-            return [piece async for piece in part.pieces]
+        async with aclosing(self._pieces(descriptor, start, end, exact=True)) as pieces:
+            return [piece async for piece in pieces]
+
+    async def _pieces(
+        self, descriptor: Descriptor, at: int, end: int, *, exact: bool = False
+    ) -> AsyncGenerator[bytes, None]:
+        """The bytes from `at` to `end`, however often the connection breaks; they are taken up where it broke.
+
+        A place that does not do ranges sends all: what comes before is passed over, and what comes behind `end` is
+        welcome unless it has to be `exact`.
+        """
+        places: list[_Place] = [*self._places, *(ForeignUrl(self._http, url) for url in descriptor.urls)]
+        doubted = self._doubted.get(descriptor.digest, set())
+        tour = Tour(sorted(places, key=lambda place: place in doubted), self._retries)
+        reached = at
+        while at < end:
+            try:
+                async with self._part(tour.place, descriptor, at, end) as part:
+                    self._givers.setdefault(descriptor.digest, set()).add(tour.place)
+                    skip = at - part.start
+                    async for piece in part.pieces:
+                        if skip:
+                            passed, skip = piece[:skip], skip - min(skip, len(piece))
+                            piece = piece[len(passed) :]
+                        if exact and at + len(piece) >= end:
+                            piece = piece[: end - at]
+                        at += len(piece)
+                        yield piece
+                        if exact and at == end:
+                            return
+                if at < end:
+                    raise TransferError(
+                        f"{tour.place.name} ended blob {descriptor.digest} after {at} of {descriptor.size} bytes; "
+                        "try again, or ask its owner to push the image anew",
+                        transient=True,
+                    )
+            except TransferError as error:
+                if at - reached >= _STEP:
+                    tour.progress()
+                reached = at
+                await tour.failed(error)
 
     @asynccontextmanager
-    async def _part(self, descriptor: Descriptor, start: int, end: int) -> AsyncIterator[_Part]:
-        """These bytes of the blob, or all of it when the registry cannot do that."""
-        path = f"blobs/{descriptor.digest}"
+    async def _part(self, place: _Place, descriptor: Descriptor, start: int, end: int) -> AsyncIterator[_Part]:
+        """These bytes of the blob, or all of it when the place cannot do that."""
+        path, what = f"blobs/{descriptor.digest}", f"blob {descriptor.digest} of {self._reference.name}"
         last = end - 1 if end < descriptor.size else ""
         wanted = {"Range": f"bytes={start}-{last}"} if start or last else {}
-        async with self._request("GET", path, wanted) as response:
+        async with place.request("GET", path, what, headers=wanted, expected=(200, 206, 416)) as response:
             if response.status != 416:
-                yield await self._part_of(response, descriptor, start)
+                yield _part_of(place, response, descriptor, start)
                 return
-        async with self._request("GET", path, {}) as response:  # no such range there: all of it, then
-            yield await self._part_of(response, descriptor, 0)
+        async with place.request("GET", path, what) as response:  # no such range there: all of it, then
+            yield _part_of(place, response, descriptor, 0)
 
-    async def _part_of(self, response: aiohttp.ClientResponse, descriptor: Descriptor, wanted: int) -> _Part:
-        await self._check(response, f"blob {descriptor.digest} of {self._reference.name}")
-        pieces = response.content.iter_any()
-        if response.status != 206:
-            return _Part(0, descriptor.size, pieces)
+
+def _part_of(place: _Place, response: aiohttp.ClientResponse, descriptor: Descriptor, start: int) -> _Part:
+    """What the answer holds. Raises `UnexpectedAnswer` when that is not of this blob, or not what was asked for."""
+    pieces = response.content.iter_any()
+    if response.status == 206:
         stated = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        self._expect(stated is not None and int(stated[1]) == wanted, descriptor)
-        assert stated is not None
-        return _Part(wanted, int(stated[2]) + 1, pieces)
-
-    def _expect(self, right: bool, descriptor: Descriptor) -> None:
-        if not right:
+        if stated is None or int(stated[1]) != start:
             raise UnexpectedAnswer(
-                f"{self._reference.registry} sent another part of blob {descriptor.digest} than it was asked for"
+                f"{place.name} sent another part of blob {descriptor.digest} than it was asked for; tell its owner"
             )
-
-    @asynccontextmanager
-    async def _request(self, method: str, path: str, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request to the repository, authorized; and aiohttp's errors as ours, also while the answer is read."""
-        try:
-            if self._base is None:
-                self._base = await self._find_base()
-            url = f"{self._base}/v2/{self._reference.repository}/{path}"
-            for attempt in (1, 2):
-                used = self._authorization
-                sent = {**headers, "Authorization": used} if used else headers
-                async with self._session.request(method, url, headers=sent) as response:
-                    if response.status != 401 or attempt == 2:
-                        yield response
-                        return
-                    await self._authorize(used, ", ".join(response.headers.getall("WWW-Authenticate", [])))
-        except (aiohttp.ClientError, TimeoutError) as error:  # not OSError: a full disk is not the registry's fault
-            raise self._unreachable(error) from error
-
-    async def _authorize(self, refused: str | None, challenge: str) -> None:
-        """Gets a new authorization, unless another request got one while this one waited."""
-        async with self._authorizing:
-            if self._authorization == refused:
-                self._authorization = await authorize(
-                    self._session,
-                    self._reference.registry,
-                    self._reference.repository,
-                    challenge,
-                    self._credentials,
-                )
-
-    async def _find_base(self) -> str:
-        """The first URL at which something answers HTTP."""
-        *others, last = self._candidates
-        for candidate in others:
-            try:
-                async with self._session.get(f"{candidate}/v2/"):
-                    return candidate
-            except aiohttp.ClientConnectorCertificateError:
-                raise  # it speaks TLS
-            except (aiohttp.ClientError, TimeoutError):
-                continue
-        return last
-
-    async def _check(self, response: aiohttp.ClientResponse, what: str) -> None:
-        """Raises what an answer other than success means."""
-        if response.status in (200, 206):
-            return
-        registry, said = self._reference.registry, await _reason(response)
-        if response.status == 404:
-            raise NotFound(f"{registry} has no {what}{said}; check the name")
-        if response.status in (401, 403):
-            if self._credentials:
-                raise Unauthorized(
-                    f"{registry} refuses {what} to {self._credentials.user!r}{said}; check the credentials"
-                )
-            raise Unauthorized(f"{registry} refuses {what}{said}; authenticate with --creds USER:PASSWORD")
-        if response.status == 429:
-            raise TransferError(f"{registry} limits the rate of requests{said}; try again later, or authenticate")
-        raise UnexpectedAnswer(f"{registry} answered {response.status} {response.reason} for {what}{said}")
-
-    def _digest(self, text: str) -> Digest:
-        try:
-            return Digest.parse(text)
-        except InvalidDigest as error:
-            raise UnexpectedAnswer(f"{self._reference.registry} sent an {error}") from error
-
-    def _unreachable(self, error: Exception) -> TransferError:
-        registry = self._reference.registry
-        if isinstance(error, aiohttp.ClientConnectorDNSError):
-            return Unreachable(f"no such host: {registry}; check the name and the network's DNS")
-        if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            return Unreachable(f"the certificate of {registry} is not trusted: {error.certificate_error}")
-        if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
-            return Unreachable(f"{registry} does not speak TLS; if it is meant to be plain HTTP, give --plain-http")
-        if isinstance(error, aiohttp.ClientConnectorError):
-            code = error.os_error.errno  # asyncio puts words of its own into strerror
-            reason = os.strerror(code) if code else str(error.os_error)
-            return Unreachable(f"cannot connect to {registry}: {reason.lower()}; is it running there?")
-        if isinstance(error, TimeoutError):
-            return Unreachable(f"{registry} did not answer in time; try again")
-        if isinstance(error, aiohttp.ClientResponseError):
-            return UnexpectedAnswer(f"what answers at {registry} does not speak HTTP: no registry; check host and port")
-        if isinstance(error, aiohttp.ClientPayloadError):
-            return TransferError(f"{registry} broke off in the middle of an answer; try again to continue from there")
-        return TransferError(f"the connection to {registry} failed: {error or type(error).__name__}; try again")
+        part, size = _Part(start, pieces), stated[3]
+    else:
+        part, size = _Part(0, pieces), response.headers.get("Content-Length", "*")
+    if size not in ("*", str(descriptor.size)):
+        raise UnexpectedAnswer(
+            f"{place.name} has {size} bytes as blob {descriptor.digest}, and the manifest says {descriptor.size}; "
+            "ask its owner to push the image anew"
+        )
+    return part
 
 
-async def _reason(response: aiohttp.ClientResponse) -> str:
-    """What the registry says of an error, in distribution-spec's form; nothing when it says it in another."""
+def _digest(place: Repository, text: str) -> Digest:
     try:
-        document = json.loads(await response.content.read(64 << 10))
-        message = document["errors"][0]["message"]
-    except (ValueError, LookupError, TypeError, RecursionError, aiohttp.ClientError):
-        return ""
-    printable = "".join(character for character in str(message) if character.isprintable())
-    return f" ({printable[:200]})" if printable else ""
+        return Digest.parse(text)
+    except InvalidDigest as error:
+        raise UnexpectedAnswer(f"{place.name} sent an {error}") from error

@@ -10,8 +10,7 @@ import socket
 
 from pullpipe import __version__
 from pullpipe.oci import INDEXES, MANIFESTS
-from pullpipe.reference import Reference
-from pullpipe.registry import hosts
+from pullpipe.registry.hosts import Endpoint
 from store import Digest, InvalidDigest
 
 ACCEPT = ", ".join(sorted(INDEXES | MANIFESTS))
@@ -19,28 +18,48 @@ _TIMEOUT = 5  # seconds
 _HEADERS_LIMIT = 64 << 10  # bytes
 
 
-def head(reference: Reference, *, plain_http: bool) -> Digest | None:
+def head(endpoint: Endpoint, tag: str, authorization: str | None) -> Digest | None:
     """The digest behind the tag (OCI distribution-spec 1.1, "Checking if content exists in the registry").
 
-    Of a registry on loopback, which may speak either, plain HTTP is tried.
+    Of an endpoint that may speak either, plain HTTP is tried. Raises `BadConfiguration`.
     """
-    scheme, _, host = hosts.candidates(reference.registry, plain_http=plain_http)[-1].partition("://")
-    name, port = _address(host, 443 if scheme == "https" else 80)
-    request = (
-        f"HEAD /v2/{reference.repository}/manifests/{reference.tag} HTTP/1.1\r\nHost: {host}\r\nAccept: {ACCEPT}\r\n"
-        f"User-Agent: pullpipe/{__version__}\r\nConnection: close\r\n\r\n"
-    )
+    scheme = endpoint.schemes[-1]
+    name, port = _address(endpoint.host, 443 if scheme == "https" else 80)
+    query = f"?ns={endpoint.namespace}" if endpoint.namespace else ""
+    headers = {
+        "Host": endpoint.host,
+        "Accept": ACCEPT,
+        "User-Agent": f"pullpipe/{__version__}",
+        "Connection": "close",
+        **endpoint.headers,
+        **({"Authorization": authorization} if authorization else {}),
+    }
+    lines = [f"HEAD {endpoint.path}/{endpoint.repository}/manifests/{tag}{query} HTTP/1.1"]
+    request = "\r\n".join([*lines, *(f"{key}: {value}" for key, value in headers.items()), "", ""])
     try:
-        # As bytes: a text would be encoded as an international name, which takes an import of its own.
-        with socket.create_connection((name.encode(), port), _TIMEOUT) as connection:  # type: ignore[arg-type]
+        with _connect(endpoint.socket, name, port) as connection:
             if scheme == "http":
                 return _ask(connection, request)
-            import ssl
+            from pullpipe.registry.tls import context
 
-            with ssl.create_default_context().wrap_socket(connection, server_hostname=name) as encrypted:
+            with context(endpoint.tls).wrap_socket(connection, server_hostname=name) as encrypted:
                 return _ask(encrypted, request)
     except (OSError, ValueError):  # ssl's errors are both of them
         return None
+
+
+def _connect(path: str, name: str, port: int) -> socket.socket:
+    if not path:
+        # As bytes: a text would be encoded as an international name, which takes an import of its own.
+        return socket.create_connection((name.encode(), port), _TIMEOUT)  # type: ignore[arg-type]
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(_TIMEOUT)
+        connection.connect(path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _ask(connection: socket.socket, request: str) -> Digest | None:

@@ -53,12 +53,6 @@ def origin(reference: Reference, *, plain_http: bool = False, unix_socket: str =
     return Endpoint(reference.registry, host, reference.repository, schemes, socket=unix_socket)
 
 
-def candidates(registry: str, *, plain_http: bool) -> list[str]:
-    """The base URLs to try, best first."""
-    place = origin(Reference(registry, "", None, None), plain_http=plain_http)
-    return [f"{scheme}://{place.host}" for scheme in place.schemes]
-
-
 def is_loopback(host: str) -> bool:
     """Whether the host, with or without a port, is this machine."""
     name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]

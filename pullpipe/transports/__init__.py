@@ -18,13 +18,6 @@ class Document(NamedTuple):
     digest: Digest
 
 
-class BlobStream(NamedTuple):
-    """A blob's bytes, from `start` on; a source that cannot begin in the middle begins at 0."""
-
-    start: int
-    pieces: AsyncIterator[bytes]
-
-
 class Source(Protocol):
     """A place that images can be pulled from. Each method raises `TransferError`."""
 
@@ -34,5 +27,5 @@ class Source(Protocol):
     async def document(self, wanted: str) -> Document:
         """The manifest or index that the tag or digest names."""
 
-    def blob(self, descriptor: Descriptor, offset: int) -> AbstractAsyncContextManager[BlobStream]:
-        """The blob's bytes from `offset` on, or from the start. They are not verified."""
+    def blob(self, descriptor: Descriptor, offset: int) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The blob's bytes from `offset` on. They are not verified."""

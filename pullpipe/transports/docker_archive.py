@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from pullpipe.errors import InvalidDocument, NotFound
 from pullpipe.oci import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, ImageConfig
-from pullpipe.transports import BlobStream, Document
+from pullpipe.transports import Document
 from pullpipe.transports.files import Extent, Files
 from store import Digest
 from store.digest import new_hash
@@ -67,10 +67,10 @@ class DockerArchiveSource:
         return self._document
 
     @asynccontextmanager
-    async def blob(self, descriptor: Descriptor, offset: int) -> AsyncIterator[BlobStream]:
+    async def blob(self, descriptor: Descriptor, offset: int) -> AsyncIterator[AsyncIterator[bytes]]:
         """The blob's bytes from `offset` on."""
         async with aclosing(self._blobs[descriptor.digest].pieces(offset)) as pieces:
-            yield BlobStream(offset, pieces)
+            yield pieces
 
     def _make_manifest(self) -> Document:
         config = self._find(self._member.config)

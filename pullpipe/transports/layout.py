@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 
 from pullpipe.errors import InvalidDocument, NotFound, VerificationError
 from pullpipe.oci import Descriptor, Index, parse_document
-from pullpipe.transports import BlobStream, Document
+from pullpipe.transports import Document
 from pullpipe.transports.files import Files
 from store import Digest
 
@@ -51,13 +51,13 @@ class LayoutSource:
         return Document(data, "", digest)
 
     @asynccontextmanager
-    async def blob(self, descriptor: Descriptor, offset: int) -> AsyncIterator[BlobStream]:
+    async def blob(self, descriptor: Descriptor, offset: int) -> AsyncIterator[AsyncIterator[bytes]]:
         """The blob's bytes from `offset` on."""
         extent = self._files.find(_blob(descriptor.digest))
         if extent is None:
             raise NotFound(f"the layout has no blob {descriptor.digest}; it is incomplete")
         async with aclosing(extent.pieces(offset)) as pieces:
-            yield BlobStream(offset, pieces)
+            yield pieces
 
 
 def _blob(digest: Digest) -> str:

@@ -23,7 +23,7 @@ from pullpipe.errors import LayerError, PullpipeError, TransferError, Verificati
 from pullpipe.oci import Descriptor, Platform
 from pullpipe.pipe.pull import Options, Pulled, pull
 from pullpipe.progress import Progress
-from pullpipe.transports import BlobStream, Document
+from pullpipe.transports import Document
 from pullpipe.transports.files import Directory
 from pullpipe.transports.layout import LayoutSource
 from store import Digest, Store
@@ -67,11 +67,11 @@ class Slow(LayoutSource):
         self.fetched: list[str] = []
 
     @asynccontextmanager
-    async def blob(self, descriptor: Descriptor, offset: int) -> AsyncIterator[BlobStream]:
-        async with super().blob(descriptor, offset) as stream:
-            data = b"".join([piece async for piece in stream.pieces])
+    async def blob(self, descriptor: Descriptor, offset: int) -> AsyncIterator[AsyncIterator[bytes]]:
+        async with super().blob(descriptor, offset) as pieces:
+            data = b"".join([piece async for piece in pieces])
         self.fetched.append(str(descriptor.digest))
-        yield BlobStream(stream.start, self._halves(data, descriptor))
+        yield self._halves(data, descriptor)
 
     async def _halves(self, data: bytes, descriptor: Descriptor) -> AsyncIterator[bytes]:
         act = self.between.get(str(descriptor.digest))

@@ -17,6 +17,7 @@ import pytest
 from pullpipe.reference import Reference
 from pullpipe.registry.client import RegistryClient
 from pullpipe.registry.head import head
+from pullpipe.registry.hosts import origin
 from store import Digest
 from tests.conftest import PROJECT
 from tests.support.hostile import Fault, FaultyRegistry
@@ -53,7 +54,7 @@ def answering(answer: bytes, address: str = "127.0.0.1") -> Iterator[str]:
 
 
 def asked(host: str) -> Digest | None:
-    return head(Reference.parse(f"{host}/a/b:1"), plain_http=True)
+    return head(origin(Reference.parse(f"{host}/a/b:1"), plain_http=True), "1", None)
 
 
 def test_the_same_as_the_client(registry: Registry, layout: Path) -> None:
@@ -61,10 +62,11 @@ def test_the_same_as_the_client(registry: Registry, layout: Path) -> None:
     reference = Reference.parse(registry.push(layout, "1", to="head/same:1"))
 
     async def resolve() -> Digest:
-        async with RegistryClient(reference, plain_http=True) as client:
+        async with RegistryClient(reference) as client:
             return await client.resolve("1")
 
-    assert head(reference, plain_http=True) == head(reference, plain_http=False) == asyncio.run(resolve())
+    plain, either = origin(reference, plain_http=True), origin(reference)
+    assert head(plain, "1", None) == head(either, "1", None) == asyncio.run(resolve())
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])

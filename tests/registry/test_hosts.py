@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pullpipe.registry.hosts import candidates, is_loopback
+from pullpipe.reference import Reference
+from pullpipe.registry.hosts import Endpoint, is_loopback, origin
 
 LOOPBACK = ["localhost", "localhost:5000", "127.0.0.1", "127.0.0.1:5000", "127.5.6.7:1", "[::1]", "[::1]:5000"]
 ELSEWHERE = [
@@ -22,27 +23,30 @@ ELSEWHERE = [
 ]
 
 
+def at(host: str, *, plain_http: bool = False) -> Endpoint:
+    return origin(Reference.parse(f"{host}/a/b"), plain_http=plain_http)
+
+
 @pytest.mark.parametrize("host", LOOPBACK)
 def test_loopback_may_speak_http(host: str) -> None:
     """TLS is tried first even there."""
     assert is_loopback(host)
-    assert candidates(host, plain_http=False) == [f"https://{host}", f"http://{host}"]
+    assert at(host).schemes == ("https", "http")
 
 
 @pytest.mark.parametrize("host", ELSEWHERE)
 def test_elsewhere_there_is_no_way_around_tls(host: str) -> None:
     """No name that only looks like this machine's is taken for it."""
     assert not is_loopback(host)
-    [only] = candidates(host, plain_http=False)
-    assert only.startswith("https://")
+    assert at(host).schemes == ("https",)
 
 
 @pytest.mark.parametrize("host", [*LOOPBACK, "example.org:5000"])
 def test_plain_http(host: str) -> None:
     """Where the user says so, TLS is not tried at all."""
-    assert candidates(host, plain_http=True) == [f"http://{host}"]
+    assert at(host, plain_http=True).schemes == ("http",)
 
 
 def test_docker_hub() -> None:
     """docker.io is a web site; its registry has a name of its own."""
-    assert candidates("docker.io", plain_http=False) == ["https://registry-1.docker.io"]
+    assert at("docker.io").host == "registry-1.docker.io"

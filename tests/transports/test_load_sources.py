@@ -82,9 +82,8 @@ async def everything(source: Source, wanted: str) -> tuple[Manifest, list[bytes]
 
 
 async def read(source: Source, descriptor: Descriptor, offset: int = 0) -> bytes:
-    async with source.blob(descriptor, offset) as stream:
-        data = b"".join([piece async for piece in stream.pieces])
-        return data[offset - stream.start :]
+    async with source.blob(descriptor, offset) as pieces:
+        return b"".join([piece async for piece in pieces])
 
 
 def loaded(path: Path, tmp_path: Path) -> tuple[Manifest, list[bytes]]:

@@ -1,0 +1,194 @@
+"""HTTP as registries need it: each host's TLS, Unix sockets, proxies, redirects that carry no secrets.
+
+aiohttp's errors become `TransferError`s here, those that may go better next time marked as `transient`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Self
+
+import aiohttp
+from yarl import URL
+
+from pullpipe import __version__
+from pullpipe.errors import TransferError, UnexpectedAnswer, Unreachable
+from pullpipe.registry.hosts import Endpoint, Tls
+from pullpipe.registry.proxies import Proxies
+from pullpipe.registry.tls import context
+
+_BUFFER = 512 << 10  # bytes that may wait in the process; aiohttp's 64 KiB stop and start the socket all the time
+_REDIRECTS = (301, 302, 303, 307, 308)
+_REDIRECTS_LIMIT = 10
+_ENDPOINT = Endpoint("", "", "")
+
+
+class Http:
+    """Connections, kept for further requests. An async context manager; closing it ends them.
+
+    `timeout` is how many seconds a connection may take to come about, and how many may pass without a byte.
+    """
+
+    def __init__(self, proxies: Proxies, timeout: float) -> None:
+        self._proxies = proxies
+        self._timeout = timeout
+        self._closing = AsyncExitStack()
+        self._sessions: dict[tuple[str, int], aiohttp.ClientSession] = {}
+        self._contexts: dict[Tls, ssl.SSLContext | bool] = {}
+        self._schemes: dict[tuple[object, ...], str] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._closing.aclose()
+
+    async def base(self, endpoint: Endpoint) -> str:
+        """`scheme://host`, by the first scheme at which something answers. Raises `TransferError`."""
+        key = endpoint.host, endpoint.schemes, endpoint.tls, endpoint.socket
+        if key not in self._schemes:
+            self._schemes[key] = await self._find_scheme(endpoint)
+        return f"{self._schemes[key]}://{endpoint.host}"
+
+    async def _find_scheme(self, endpoint: Endpoint) -> str:
+        *others, last = endpoint.schemes
+        for scheme in others:
+            try:
+                async with self._send("GET", URL(f"{scheme}://{endpoint.host}{endpoint.path}/"), {}, None, endpoint):
+                    return scheme
+            except aiohttp.ClientConnectorCertificateError as error:  # it speaks TLS
+                raise _translated(error, endpoint.host) from error
+            except (aiohttp.ClientError, TimeoutError):
+                continue
+        return last
+
+    @asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        data: object = None,
+        endpoint: Endpoint = _ENDPOINT,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request by the endpoint's rules; redirects are followed when it is a GET or a HEAD.
+
+        To another host than the first go neither the Authorization, nor the endpoint's own headers and certificate.
+        Raises `TransferError`, also while the answer is read in the block.
+        """
+        at = first = URL(url, encoded=True)
+        sent = dict(headers or {})
+        try:
+            for _ in range(_REDIRECTS_LIMIT):
+                async with self._send(method, at, sent, data, endpoint) as response:
+                    target = response.headers.get("Location")
+                    if response.status not in _REDIRECTS or target is None or method not in ("GET", "HEAD"):
+                        yield response
+                        return
+                at = _redirected(at, target)
+                if at.origin() != first.origin():
+                    sent.pop("Authorization", None)
+                    endpoint = _ENDPOINT._replace(tls=endpoint.tls._replace(certificate="", key=""))
+        except (aiohttp.ClientError, TimeoutError) as error:  # not OSError: a full disk is not the registry's fault
+            raise _translated(error, endpoint.socket or at.authority) from error
+        raise UnexpectedAnswer(f"{first.authority} redirects in a circle; tell its owner")
+
+    @asynccontextmanager
+    async def _send(
+        self, method: str, url: URL, headers: Mapping[str, str], data: object, endpoint: Endpoint
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        async with self._session(endpoint).request(
+            method,
+            url,
+            headers={**endpoint.headers, **headers},
+            data=data,
+            ssl=self._context(endpoint.tls),
+            proxy=None if endpoint.socket else self._proxies.choose(url.scheme, url.host or "", url.port or 0),
+            allow_redirects=False,
+        ) as response:
+            yield response
+
+    def _session(self, endpoint: Endpoint) -> aiohttp.ClientSession:
+        key = endpoint.socket, endpoint.connections
+        if key not in self._sessions:
+            connector: aiohttp.BaseConnector
+            if endpoint.socket:
+                connector = aiohttp.UnixConnector(endpoint.socket, limit=endpoint.connections)
+            else:
+                connector = aiohttp.TCPConnector(limit=0, limit_per_host=endpoint.connections)
+            self._sessions[key] = session = aiohttp.ClientSession(
+                connector=connector,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=self._timeout),
+                # Blobs are wanted as they are: whatever a server may call their encoding, the digest is of the bytes.
+                headers={"User-Agent": f"pullpipe/{__version__}", "Accept-Encoding": "identity"},
+                auto_decompress=False,
+                read_bufsize=_BUFFER,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+            self._closing.push_async_callback(session.close)
+        return self._sessions[key]
+
+    def _context(self, tls: Tls) -> ssl.SSLContext | bool:
+        if tls not in self._contexts:
+            self._contexts[tls] = True if tls == Tls() else context(tls)  # True is aiohttp's own, made once
+        return self._contexts[tls]
+
+
+def _redirected(url: URL, target: str) -> URL:
+    """Where the answer sends us. Raises `UnexpectedAnswer`."""
+    try:
+        found = url.join(URL(target, encoded=True))
+        origin = found.origin()
+    except ValueError as error:
+        raise UnexpectedAnswer(f"{url.authority} redirects to what is no URL; tell its owner") from error
+    if found.scheme not in ("http", "https") or not origin.host:
+        raise UnexpectedAnswer(f"{url.authority} redirects to a {found.scheme} URL; tell its owner")
+    return found.with_user(None) if found.user else found
+
+
+def _translated(error: Exception, host: str) -> TransferError:
+    if isinstance(error, aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError):
+        return _proxy_error(error, host)
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        again = getattr(error.os_error, "errno", None) == socket.EAI_AGAIN
+        return Unreachable(f"no such host: {host}; check the name and the network's DNS", transient=again)
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return Unreachable(
+            f"the certificate of {host} is not trusted: {error.certificate_error}; "
+            "docs/registries.md tells how to name its authority"
+        )
+    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+        return Unreachable(f"{host} does not speak TLS; if it is meant to be plain HTTP, give --plain-http")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        code = error.os_error.errno  # asyncio puts words of its own into strerror
+        reason = os.strerror(code) if code else str(error.os_error)
+        return Unreachable(f"cannot connect to {host}: {reason.lower()}; is it running there?", transient=True)
+    if isinstance(error, TimeoutError):
+        return Unreachable(f"{host} did not answer in time; try again", transient=True)
+    if isinstance(error, aiohttp.ClientResponseError):
+        return UnexpectedAnswer(f"what answers at {host} does not speak HTTP: no registry; check host and port")
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return TransferError(
+            f"{host} broke off in the middle of an answer; try again to continue from there", transient=True
+        )
+    return TransferError(f"the connection to {host} failed: {error or type(error).__name__}; try again", transient=True)
+
+
+def _proxy_error(error: aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError, host: str) -> TransferError:
+    """Without the proxy's URL, which may hold a password."""
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        refused = f"answered {error.status} {error.message}"
+        return Unreachable(
+            f"the proxy on the way to {host} {refused}; check HTTPS_PROXY", transient=error.status >= 500
+        )
+    code = error.os_error.errno
+    reason = os.strerror(code).lower() if code else "no such host"
+    return Unreachable(
+        f"cannot connect to the proxy on the way to {host}: {reason}; check HTTPS_PROXY, HTTP_PROXY and NO_PROXY",
+        transient=True,
+    )
