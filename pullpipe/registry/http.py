@@ -95,8 +95,8 @@ class Http:
                     sent.pop("Authorization", None)
                     endpoint = _ENDPOINT._replace(tls=endpoint.tls._replace(certificate="", key=""))
         except (aiohttp.ClientError, TimeoutError) as error:  # not OSError: a full disk is not the registry's fault
-            raise _translated(error, endpoint.socket or at.authority) from error
-        raise UnexpectedAnswer(f"{first.authority} redirects in a circle; tell its owner")
+            raise _translated(error, endpoint.socket or _name(at)) from error
+        raise UnexpectedAnswer(f"{_name(first)} redirects in a circle; tell its owner")
 
     @asynccontextmanager
     async def _send(
@@ -139,15 +139,20 @@ class Http:
         return self._contexts[tls]
 
 
+def _name(url: URL) -> str:
+    """Host and port, as the user or a redirect gave them."""
+    return (url.host or "") if url.explicit_port is None else f"{url.host}:{url.explicit_port}"
+
+
 def _redirected(url: URL, target: str) -> URL:
     """Where the answer sends us. Raises `UnexpectedAnswer`."""
     try:
         found = url.join(URL(target, encoded=True))
-        origin = found.origin()
+        usable = found.scheme in ("http", "https") and found.host and found.port
     except ValueError as error:
-        raise UnexpectedAnswer(f"{url.authority} redirects to what is no URL; tell its owner") from error
-    if found.scheme not in ("http", "https") or not origin.host:
-        raise UnexpectedAnswer(f"{url.authority} redirects to a {found.scheme} URL; tell its owner")
+        raise UnexpectedAnswer(f"{_name(url)} redirects to what is no URL; tell its owner") from error
+    if not usable:
+        raise UnexpectedAnswer(f"{_name(url)} redirects to what is no place on the web; tell its owner")
     return found.with_user(None) if found.user else found
 
 

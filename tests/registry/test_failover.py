@@ -1,0 +1,291 @@
+"""Whom the client asks, when it asks again, and when it gives up. Its places are real servers on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from pullpipe.errors import NotFound, PullpipeError, TransferError, Unauthorized, UnexpectedAnswer, Unreachable
+from pullpipe.oci import OCI_LAYER, Descriptor
+from pullpipe.reference import Reference
+from pullpipe.registry.client import Network, RegistryClient
+from pullpipe.registry.hosts import Endpoint, origin
+from store import Digest
+from tests.cli.rig import digest_of, layout_of
+from tests.registry.test_http import serving
+from tests.support.hostile import Fault, FaultyRegistry
+from tests.support.images import File, Layer
+
+DATA = os.urandom(3 << 20)
+BLOB = Descriptor(OCI_LAYER, Digest.of(DATA), len(DATA))
+NOWHERE = "127.0.0.1:1"
+
+
+@pytest.fixture(scope="module", name="layout")
+def _layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image, and a blob beside it."""
+    layout = layout_of(tmp_path_factory.mktemp("failover"), Layer([File("x", b"data")]))
+    (layout / "blobs" / "sha256" / BLOB.digest.hex).write_bytes(DATA)
+    return layout
+
+
+class Asking:
+    """A client of these hosts, mirrors first, the registry itself last; and what it said meanwhile."""
+
+    def __init__(self, *hosts: str, tags: bool = False, retries: int = 3, timeout: float = 5) -> None:
+        self.reference = Reference.parse(f"{hosts[-1]}/a/b:image")
+        own = origin(self.reference, plain_http=True)
+        mirrors = [
+            Endpoint(host, host, "a/b", ("http",), namespace=self.reference.registry, tags=tags) for host in hosts[:-1]
+        ]
+        self.endpoints = [*mirrors, own]
+        self.network = Network(retries=retries, timeout=timeout)
+        self.notes: list[str] = []
+
+    def blob(self, offset: int = 0, *, blob: Descriptor = BLOB) -> bytes:
+        return asyncio.run(self._blobs([offset], blob))
+
+    def blob_twice(self) -> bytes:
+        """As one does who finds the first bytes wrong."""
+        return asyncio.run(self._blobs([0, 0], BLOB))
+
+    async def _blobs(self, offsets: Sequence[int], blob: Descriptor) -> bytes:
+        async with RegistryClient(self.reference, self.endpoints, self.network, self.notes.append) as client:
+            for offset in offsets:
+                async with client.blob(blob, offset) as pieces:
+                    data = b"".join([piece async for piece in pieces])
+        return data
+
+    def resolve(self) -> Digest:
+        async def main() -> Digest:
+            async with RegistryClient(self.reference, self.endpoints, self.network, self.notes.append) as client:
+                return await client.resolve("image")
+
+        return asyncio.run(main())
+
+
+def blobs_asked(registry: FaultyRegistry) -> list[str]:
+    """The ranges of the requests for blobs; empty for a whole one."""
+    return [request.headers.get("Range", "") for request in registry.arrived("/blobs/")]
+
+
+class TestMirrors:
+    def test_blobs_come_from_the_mirror(self, layout: Path) -> None:
+        with FaultyRegistry(layout) as mirror, FaultyRegistry(layout) as own:
+            assert Asking(mirror.host, own.host).blob() == DATA
+            assert (len(blobs_asked(mirror)), own.requests) == (1, [])
+
+    def test_tags_do_not_unless_it_is_told(self, layout: Path) -> None:
+        with FaultyRegistry(layout) as mirror, FaultyRegistry(layout) as own:
+            assert str(Asking(mirror.host, own.host).resolve()) == digest_of(layout)
+            assert mirror.requests == []
+            own.requests.clear()
+            assert str(Asking(mirror.host, own.host, tags=True).resolve()) == digest_of(layout)
+            assert own.requests == []
+
+    def test_it_is_told_whom_it_speaks_for(self, layout: Path) -> None:
+        asked: list[str] = []
+
+        async def main() -> None:
+            async def handler(request: web.BaseRequest) -> web.Response:
+                asked.append(request.query_string)
+                return web.Response(body=DATA)
+
+            async with serving(handler) as mirror:
+                asking = Asking(mirror, "registry.test:444")
+                async with (
+                    RegistryClient(asking.reference, asking.endpoints) as client,
+                    client.blob(BLOB, 0) as pieces,
+                ):
+                    assert b"".join([piece async for piece in pieces]) == DATA
+
+        asyncio.run(main())
+        assert asked == ["ns=registry.test:444"]
+
+    def test_nobody_there(self, layout: Path) -> None:
+        """At once to the next, and no second time to one that failed."""
+        with FaultyRegistry(layout) as own:
+            asking = Asking(NOWHERE, own.host)
+            assert asking.blob_twice() == DATA
+        assert [note for note in asking.notes if NOWHERE in note] == [
+            f"cannot connect to {NOWHERE}: connection refused; asking {own.host}"
+        ]
+
+    @pytest.mark.parametrize(
+        "fault", [Fault.NAME_UNKNOWN, Fault.HTML_ERROR, Fault.UNAUTHORIZED_WITHOUT_CHALLENGE, Fault.TOO_MANY_REQUESTS]
+    )
+    def test_one_that_cannot(self, layout: Path, fault: Fault) -> None:
+        """Whatever it says, the registry itself may do better; nothing is waited for."""
+        with FaultyRegistry(layout, {fault}) as mirror, FaultyRegistry(layout) as own:
+            asking = Asking(mirror.host, own.host, tags=True)
+            assert str(asking.resolve()) == digest_of(layout)
+            own.requests.clear()
+        assert not [note for note in asking.notes if "trying again" in note]
+
+    def test_one_that_breaks_off(self, layout: Path) -> None:
+        """The rest comes from the next: no byte twice."""
+        with FaultyRegistry(layout, {Fault.TRUNCATED_BLOB}) as mirror, FaultyRegistry(layout) as own:
+            assert Asking(mirror.host, own.host).blob() == DATA
+            assert blobs_asked(mirror) == [""]
+            assert blobs_asked(own) == [f"bytes={len(DATA) // 2}-"]
+
+    def test_one_that_lies(self, layout: Path) -> None:
+        """Who asks again from the start has found the bytes wrong; the next place comes first then."""
+        with FaultyRegistry(layout, {Fault.WRONG_BLOB}) as mirror, FaultyRegistry(layout) as own:
+            assert Asking(mirror.host, own.host).blob() != DATA
+            assert Asking(mirror.host, own.host).blob_twice() == DATA
+            assert (len(blobs_asked(mirror)), len(blobs_asked(own))) == (2, 1)
+
+    def test_a_wrong_manifest(self, layout: Path) -> None:
+        """It does not have the digest; the registry's has."""
+
+        async def main(asking: Asking) -> Digest:
+            async with RegistryClient(asking.reference, asking.endpoints) as client:
+                return (await client.document(digest_of(layout))).digest
+
+        with FaultyRegistry(layout, {Fault.WRONG_MANIFEST}) as mirror, FaultyRegistry(layout) as own:
+            assert str(asyncio.run(main(Asking(mirror.host, own.host)))) == digest_of(layout)
+
+    def test_the_mirror_suffices_where_the_registry_cannot_be_reached(self, layout: Path) -> None:
+        """Also when the mirror breaks off now and then."""
+        with FaultyRegistry(layout, {Fault.TRUNCATED_BLOB}, times=2) as mirror:
+            assert Asking(mirror.host, NOWHERE).blob() == DATA
+
+    def test_what_all_of_them_said(self, layout: Path) -> None:
+        """The registry's word is the last; the mirrors' troubles are told beside it."""
+        with FaultyRegistry(layout, {Fault.HTML_ERROR}) as mirror, FaultyRegistry(layout, {Fault.NAME_UNKNOWN}) as own:
+            with pytest.raises(NotFound, match=f"^{own.host} has no .*{mirror.host} answered 500.*; check the name$"):
+                Asking(mirror.host, own.host, tags=True).resolve()
+            assert len(own.requests) == 2  # HEAD, and GET for the reason
+
+    def test_foreign_urls(self, layout: Path) -> None:
+        """A layer that must not be pushed is had from where its descriptor says, without credentials."""
+        with FaultyRegistry(layout) as elsewhere, FaultyRegistry(layout, {Fault.NAME_UNKNOWN}) as own:
+            url = f"http://{elsewhere.host}/v2/x/blobs/{BLOB.digest}"
+            assert Asking(own.host).blob(blob=BLOB._replace(urls=("http://127.0.0.1:1/", url))) == DATA
+            with pytest.raises(NotFound):
+                Asking(own.host).blob()
+
+
+class TestAgain:
+    @pytest.mark.parametrize("fault", [Fault.UNAVAILABLE, Fault.HTML_ERROR])
+    def test_a_registry_in_trouble(self, layout: Path, fault: Fault) -> None:
+        with FaultyRegistry(layout, {fault}, times=2) as own:
+            asking = Asking(own.host)
+            assert str(asking.resolve()) == digest_of(layout)
+        assert any(re.search(r"trying again in \d\.\d s \(1 of 3\)", note) for note in asking.notes)
+
+    @pytest.mark.parametrize("fault", [Fault.TRUNCATED_BLOB, Fault.RESET_BLOB])
+    def test_no_byte_twice(self, layout: Path, fault: Fault) -> None:
+        """However often it breaks off: what got further was no attempt in vain, so retries are not used up."""
+        with FaultyRegistry(layout, {fault}, times=3) as own:
+            assert Asking(own.host, retries=1).blob() == DATA
+            begins = [int(re.findall(r"\d+", wanted)[0]) for wanted in blobs_asked(own)[1:]]
+        assert len(begins) == 3
+        assert begins == sorted(begins)
+        assert begins[0] > 0
+
+    def test_a_stall(self, layout: Path) -> None:
+        with FaultyRegistry(layout, {Fault.STALLED_BLOB}, times=1) as own:
+            assert Asking(own.host, timeout=0.5).blob() == DATA
+            assert blobs_asked(own) == ["", f"bytes={len(DATA) // 2}-"]
+
+    def test_an_end_to_it(self, layout: Path) -> None:
+        with FaultyRegistry(layout, {Fault.HTML_ERROR}) as own:
+            with pytest.raises(UnexpectedAnswer, match=r"answered 500 .* \(tried 2 times\); ") as caught:
+                Asking(own.host, retries=1).blob()
+            assert len(own.requests) == 2
+        assert len(str(caught.value).splitlines()) == 1
+
+    def test_no_retries(self, layout: Path) -> None:
+        with FaultyRegistry(layout, {Fault.HTML_ERROR}) as own:
+            with pytest.raises(UnexpectedAnswer):
+                Asking(own.host, retries=0).blob()
+            assert len(own.requests) == 1
+
+    @pytest.mark.parametrize(
+        ("fault", "error"),
+        [
+            (Fault.NAME_UNKNOWN, NotFound),
+            (Fault.UNAUTHORIZED_WITHOUT_CHALLENGE, Unauthorized),
+            (Fault.RANGE_SHIFTED, UnexpectedAnswer),
+            (Fault.SHORT_BLOB, UnexpectedAnswer),
+        ],
+    )
+    def test_never(self, layout: Path, fault: Fault, error: type[PullpipeError]) -> None:
+        """What is refused, or wrong in itself, is not asked for again."""
+        with FaultyRegistry(layout, {fault}) as own:
+            asking = Asking(own.host)
+            with pytest.raises(error):
+                asking.blob(5 if fault is Fault.RANGE_SHIFTED else 0)
+            assert len(own.requests) == 1
+        assert asking.notes == []
+
+    def test_nobody_has_ever_answered(self) -> None:
+        """The name may be wrong, or the machine offline: two more attempts, whatever `retries` says."""
+        asking = Asking(NOWHERE, retries=9)
+        with pytest.raises(Unreachable, match=rf"cannot connect to {NOWHERE}: connection refused \(tried 3 times\)"):
+            asking.blob()
+        assert len(asking.notes) == 2
+
+    def test_no_such_host(self) -> None:
+        """The name service has said no; it would say so again."""
+        asking = Asking("nosuch.invalid")
+        with pytest.raises(Unreachable, match="no such host"):
+            asking.blob()
+        assert asking.notes == []
+
+
+class TestRateLimits:
+    def ask(self, status: int, headers: dict[str, str], body: str = "", *, times: int = 1) -> tuple[Asking, int]:
+        """Of a server that answers so for some times, and then well; and how often it was asked."""
+        count = 0
+
+        async def handler(request: web.BaseRequest) -> web.Response:
+            nonlocal count
+            count += 1
+            return (
+                web.Response(status=status, headers=headers, text=body) if count <= times else web.Response(body=DATA)
+            )
+
+        async def main() -> Asking:
+            async with serving(handler) as host:
+                asking = Asking(host)
+                assert await asking._blobs([0], BLOB) == DATA
+                return asking
+
+        return asyncio.run(main()), count
+
+    def test_in_seconds(self) -> None:
+        asking, _ = self.ask(429, {"Retry-After": "1"})
+        assert re.search(r"limits the rate of requests; trying again in 1\.\d s", asking.notes[0])
+
+    def test_by_date(self) -> None:
+        """Three seconds ahead: of which the date keeps two at least."""
+        asking, _ = self.ask(
+            503, {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)}
+        )
+        assert re.search(r"trying again in [1-3]\.\d s", asking.notes[0])
+
+    @pytest.mark.parametrize("value", ["", "soon", "-1", "1e3", "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 99 Oct 2015"])
+    def test_nonsense(self, value: str) -> None:
+        """As if it said nothing."""
+        assert self.ask(429, {"Retry-After": value} if value else {})[1] == 2
+
+    @pytest.mark.parametrize("status", [403, 400, 429])
+    def test_in_disguise(self, status: int) -> None:
+        body = '{"errors": [{"code": "TOOMANYREQUESTS", "message": "too fast"}]}'
+        asking, _ = self.ask(status, {}, body)
+        assert "limits the rate of requests (too fast)" in asking.notes[0]
+
+    def test_longer_than_anyone_waits(self) -> None:
+        with pytest.raises(TransferError, match=r"limits the rate of requests.*try again later, or authenticate"):
+            self.ask(429, {"Retry-After": "3600"})
