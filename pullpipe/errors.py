@@ -9,6 +9,7 @@
     │   ├── Unreachable        no such host, connection refused, TLS, time-outs
     │   ├── Unauthorized       authentication needed, or refused
     │   ├── NotFound           no such image, tag or blob there
+    │   ├── Blocked            the settings forbid to pull it
     │   └── UnexpectedAnswer   the registry answered something that the protocol does not allow
     ├── VerificationError      bytes came, and are not what their digest or size says
     │   └── WrongBlob          a blob's bytes do not have its digest
@@ -72,6 +73,10 @@ class Unauthorized(TransferError):
 
 class NotFound(TransferError):
     """There is no such image, tag or blob."""
+
+
+class Blocked(TransferError):
+    """The settings forbid to pull the image."""
 
 
 class UnexpectedAnswer(TransferError):

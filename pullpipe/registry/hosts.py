@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import cached_property
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from pullpipe.errors import BadConfiguration
 from pullpipe.reference import DEFAULT_REGISTRY, Reference
 
+if TYPE_CHECKING:
+    from pullpipe.registry.hostsfiles import Rule
+
 _DOCKER_HUB = "registry-1.docker.io"
+_HUB_NAMES = (DEFAULT_REGISTRY, "index.docker.io", _DOCKER_HUB)
+# What makes a registries.conf worth parsing: Podman's mostly says nothing of registries; ours may have a typing error.
+_PODMAN_SPEAKS = re.compile(rb"^[ \t]*(?:\[+[ \t]*[\"']?)?registr(?:y|ies)\b", re.MULTILINE)
+_WE_SPEAK = re.compile(rb"^[ \t]*[^\s#]", re.MULTILINE)
 
 
 class Tls(NamedTuple):
@@ -44,13 +55,140 @@ def origin(reference: Reference, *, plain_http: bool = False, unix_socket: str =
     It speaks HTTPS, or HTTP when the user says so. A registry on loopback or behind a Unix socket may speak either, as
     with Docker: what never leaves the machine needs no TLS.
     """
-    host = _DOCKER_HUB if reference.registry == DEFAULT_REGISTRY else reference.registry
+    hub = reference.registry in _HUB_NAMES
+    host = _DOCKER_HUB if hub else reference.registry
     schemes: tuple[str, ...] = ("https",)
     if plain_http or unix_socket:
         schemes = ("http",)
     elif is_loopback(host):
         schemes = ("https", "http")
-    return Endpoint(reference.registry, host, reference.repository, schemes, socket=unix_socket)
+    registry = DEFAULT_REGISTRY if hub else reference.registry
+    return Endpoint(registry, host, reference.repository, schemes, socket=unix_socket)
+
+
+class Paths(NamedTuple):
+    """Where settings are looked for, the user's before the system's. What does not exist is passed over."""
+
+    own: tuple[str, ...] = ()  # files of pullpipe's own
+    podman: tuple[str, ...] = ()  # directories with registries.conf and registries.conf.d
+    containerd: tuple[str, ...] = ()  # directories with HOST/hosts.toml
+    certificates: tuple[str, ...] = ()  # directories with HOST/*.crt, *.cert and *.key
+
+    @classmethod
+    def usual(cls, environment: Mapping[str, str], home: str) -> Paths:
+        """Those of the user whose home directory is given, and the system's."""
+        config = environment.get("XDG_CONFIG_HOME") or f"{home}/.config"
+        podman = (f"{home}/.config/containers", "/etc/containers")  # it does not heed XDG_CONFIG_HOME
+        return cls(
+            own=(f"{config}/pullpipe/registries.conf", "/etc/pullpipe/registries.conf"),
+            podman=podman,
+            containerd=("/etc/containerd/certs.d",),
+            certificates=(*(f"{directory}/certs.d" for directory in podman), "/etc/docker/certs.d"),
+        )
+
+
+class Hosts:
+    """The places that answer for an image, by the settings. Of these, the first source that says anything decides:
+
+    pullpipe's own files, Podman's, containerd's. A place for which none of them names certificates takes those that
+    Podman or Docker have for its host. docs/registries.md describes them.
+    """
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+
+    def endpoints(self, reference: Reference, *, plain_http: bool = False, unix_socket: str = "") -> list[Endpoint]:
+        """Mirrors in their order, the registry itself last.
+
+        Plain HTTP and a Unix socket are said of the registry itself, and mean: no mirrors. Raises `Blocked` and
+        `BadConfiguration`.
+        """
+        places = self._configured(reference) or [origin(reference)]
+        if plain_http or unix_socket:
+            registry = places[-1]
+            places = [registry._replace(schemes=("http",), socket=unix_socket or registry.socket)]
+        return [place._replace(tls=self._with_certificates(place)) for place in places]
+
+    def _configured(self, reference: Reference) -> list[Endpoint]:
+        for rules in self._rules:
+            if fitting := [rule for rule in rules if rule.fits(reference)]:
+                return max(fitting, key=lambda rule: rule.weight).endpoints(reference)
+        host, _, port = reference.registry.rpartition(":")
+        names = [f"{host}_{port}_"] if port.isdigit() else []
+        for directory in self._paths.containerd:
+            for name in (*names, reference.registry, "_default"):
+                if os.path.isdir(os.path.join(directory, name)):  # containerd looks no further, whatever is in it
+                    file = os.path.join(directory, name, "hosts.toml")
+                    if content := _read(file):
+                        from pullpipe.registry import hostsfiles
+
+                        return hostsfiles.hosts_toml(file, content, reference)
+                    break
+        return []
+
+    @cached_property
+    def _rules(self) -> list[list[Rule]]:
+        """Of each source, in the order of the sources."""
+        own = [_rules([file], own=True) for file in self._paths.own]
+        return [*own, _rules(_podmans_files(self._paths.podman), own=False)]
+
+    def _with_certificates(self, place: Endpoint) -> Tls:
+        if place.tls.ca or place.tls.certificate:
+            return place.tls
+        for directory in (os.path.join(directory, place.registry) for directory in self._paths.certificates):
+            if (names := _listing(directory)) is None:
+                continue
+            files = [os.path.join(directory, name) for name in names]
+            certificate = next((file for file in files if file.endswith(".cert")), "")
+            key = certificate.removesuffix(".cert") + ".key" if certificate else ""
+            if key and key not in files:
+                raise BadConfiguration(f"{certificate} lacks its key {key}; the certificate of an authority is a .crt")
+            return Tls(place.tls.verify, tuple(file for file in files if file.endswith(".crt")), certificate, key)
+        return place.tls
+
+
+def _rules(files: Iterable[str], *, own: bool) -> list[Rule]:
+    """Those of all files together; what is said again replaces what was said before."""
+    rules: dict[str, Rule] = {}
+    for file in files:
+        content = _read(file)
+        if (_WE_SPEAK if own else _PODMAN_SPEAKS).search(content):
+            from pullpipe.registry import hostsfiles  # with the TOML parser, which takes 9 ms
+
+            rules |= hostsfiles.registries_conf(file, content, own=own)
+    return list(rules.values())
+
+
+def _podmans_files(directories: tuple[str, ...]) -> list[str]:
+    """By Podman's rule: the first registries.conf hides all of the directories behind its own; then the drop-ins."""
+    files = [os.path.join(directory, "registries.conf") for directory in directories]
+    main = next((number for number, file in enumerate(files) if os.path.exists(file)), len(files))
+    read = files[main : main + 1]
+    for directory in reversed(directories[: main + 1]):
+        drop_ins = os.path.join(directory, "registries.conf.d")
+        read += [os.path.join(drop_ins, name) for name in _listing(drop_ins) or () if name.endswith(".conf")]
+    return read
+
+
+def _listing(directory: str) -> list[str] | None:
+    """The sorted names in a directory; None where there is none, or none for us."""
+    try:
+        return sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None
+
+
+def _read(file: str) -> bytes:
+    """A file's content, which is empty where there is no file."""
+    try:
+        with open(file, "rb") as opened:
+            return opened.read()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return b""
+    except OSError as error:
+        raise BadConfiguration(
+            f"{file} cannot be read: {error.strerror}; mend its permissions or move it away"
+        ) from error
 
 
 def is_loopback(host: str) -> bool:

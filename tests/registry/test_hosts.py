@@ -1,11 +1,17 @@
-"""Which URL a registry's name leads to, and who is spared TLS."""
+"""Which places answer for an image: the registry itself, who is spared TLS, and which of the settings decides."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
+from pullpipe.errors import BadConfiguration, Blocked
 from pullpipe.reference import Reference
-from pullpipe.registry.hosts import Endpoint, is_loopback, origin
+from pullpipe.registry.hosts import Endpoint, Hosts, Paths, Tls, is_loopback, origin
 
 LOOPBACK = ["localhost", "localhost:5000", "127.0.0.1", "127.0.0.1:5000", "127.5.6.7:1", "[::1]", "[::1]:5000"]
 ELSEWHERE = [
@@ -21,6 +27,23 @@ ELSEWHERE = [
     "[fe80::1]",
     "docker.io",
 ]
+DIGEST = "@sha256:" + "0" * 64
+IMAGE = Reference.parse("a.example/foo:1")
+
+Write = Callable[[str, str], str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a file below the test's directory, and tells its path."""
+
+    def write(name: str, text: str) -> str:
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return str(file)
+
+    return write
 
 
 def at(host: str, *, plain_http: bool = False) -> Endpoint:
@@ -48,5 +71,242 @@ def test_plain_http(host: str) -> None:
 
 
 def test_docker_hub() -> None:
-    """docker.io is a web site; its registry has a name of its own."""
-    assert at("docker.io").host == "registry-1.docker.io"
+    """docker.io is a web site; its registry has a name of its own, and people know a third."""
+    for name in ("docker.io/library/a", "index.docker.io/library/a", "registry-1.docker.io/library/a"):
+        place = origin(Reference.parse(name))
+        assert (place.registry, place.host, place.repository) == ("docker.io", "registry-1.docker.io", "library/a")
+
+
+@pytest.mark.parametrize("name", ["alpine", "ghcr.io/a/b:1", f"localhost:5000/a{DIGEST}"])
+def test_without_settings_it_is_the_registry_itself(name: str) -> None:
+    reference = Reference.parse(name)
+    assert Hosts(Paths()).endpoints(reference) == [origin(reference)]
+
+
+def test_paths_that_do_not_exist(tmp_path: Path) -> None:
+    """Nor what would have to be a directory and is a file."""
+    (tmp_path / "file").touch()
+    for missing in (str(tmp_path / "none"), str(tmp_path / "file" / "below")):
+        everything = Paths(own=(missing,), podman=(missing,), containerd=(missing,), certificates=(missing,))
+        assert Hosts(everything).endpoints(IMAGE) == [origin(IMAGE)]
+
+
+def test_the_usual_paths() -> None:
+    """The user's before the system's; Podman does not heed XDG_CONFIG_HOME."""
+    usual = Paths.usual({}, "/home/me")
+    assert usual.own == ("/home/me/.config/pullpipe/registries.conf", "/etc/pullpipe/registries.conf")
+    assert usual.podman == ("/home/me/.config/containers", "/etc/containers")
+    assert usual.containerd == ("/etc/containerd/certs.d",)
+    assert usual.certificates == (
+        "/home/me/.config/containers/certs.d",
+        "/etc/containers/certs.d",
+        "/etc/docker/certs.d",
+    )
+    elsewhere = Paths.usual({"XDG_CONFIG_HOME": "/settings"}, "/home/me")
+    assert elsewhere._replace(own=()) == usual._replace(own=())
+    assert elsewhere.own[0] == "/settings/pullpipe/registries.conf"
+
+
+def mirrored_by(host: str) -> str:
+    return f'[[registry]]\nlocation = "a.example"\n[[registry.mirror]]\nlocation = "{host}"\n'
+
+
+def mirrors(paths: Paths, reference: Reference = IMAGE) -> list[str]:
+    """The hosts before the registry itself."""
+    return [place.host for place in Hosts(paths).endpoints(reference)][:-1]
+
+
+def test_the_first_source_that_says_anything_of_an_image_decides(write: Write, tmp_path: Path) -> None:
+    write("user.conf", mirrored_by("user.example"))
+    write("system.conf", mirrored_by("system.example"))
+    write("podman/registries.conf", mirrored_by("podman.example"))
+    write("certs.d/a.example/hosts.toml", '[host."https://containerd.example"]')
+    paths = Paths(
+        own=(f"{tmp_path}/user.conf", f"{tmp_path}/system.conf"),
+        podman=(f"{tmp_path}/podman",),
+        containerd=(f"{tmp_path}/certs.d",),
+    )
+    for file, host in (
+        ("user.conf", "user"),
+        ("system.conf", "system"),
+        ("podman/registries.conf", "podman"),
+        ("certs.d/a.example/hosts.toml", "containerd"),
+    ):
+        assert mirrors(paths) == [f"{host}.example"]
+        Path(tmp_path / file).write_text('[[registry]]\nlocation = "another.example"' if file.endswith("conf") else "")
+    assert mirrors(paths) == []
+
+
+def test_a_registry_without_mirrors_is_something_said(write: Write, tmp_path: Path) -> None:
+    """So a user does without the mirror that the system's file has."""
+    user = write("user.conf", '[[registry]]\nlocation = "a.example"')
+    system = write("system.conf", mirrored_by("m.example"))
+    assert mirrors(Paths(own=(system,))) == ["m.example"]
+    assert mirrors(Paths(own=(user, system))) == []
+
+
+def test_podmans_drop_ins(write: Write, tmp_path: Path) -> None:
+    """In the order of their names, of which only those with .conf count; each says again what it says at all."""
+    both = '[[registry]]\nlocation = "b.example"\n[[registry.mirror]]\nlocation = "kept.example"\n'
+    write("registries.conf", mirrored_by("main.example") + both)
+    paths = Paths(podman=(str(tmp_path),))
+    assert mirrors(paths) == ["main.example"]
+    write("registries.conf.d/20-b.conf", mirrored_by("b.example"))
+    write("registries.conf.d/10-a.conf", mirrored_by("a10.example"))
+    write("registries.conf.d/30-c.conf.disabled", "no TOML at all")
+    write("registries.conf.d/40.conf/x.conf", mirrored_by("deeper.example"))
+    assert mirrors(paths) == ["b.example"]
+    assert mirrors(paths, Reference.parse("b.example/x")) == ["kept.example"]
+    (tmp_path / "registries.conf").unlink()
+    assert mirrors(paths) == ["b.example"]
+
+
+def test_podmans_user_and_system(write: Write, tmp_path: Path) -> None:
+    """The user's main file hides all that is the system's; the user's drop-ins alone come on top of it."""
+    paths = Paths(podman=(f"{tmp_path}/user", f"{tmp_path}/system"))
+    write("system/registries.conf", mirrored_by("system.example"))
+    assert mirrors(paths) == ["system.example"]
+    write("system/registries.conf.d/1.conf", mirrored_by("system-drop.example"))
+    assert mirrors(paths) == ["system-drop.example"]
+    write("user/registries.conf.d/0.conf", mirrored_by("user-drop.example"))
+    assert mirrors(paths) == ["user-drop.example"]
+    (tmp_path / "user/registries.conf.d/0.conf").unlink()
+    write("user/registries.conf", "# nothing of registries")
+    assert mirrors(paths) == []
+    write("user/registries.conf", mirrored_by("user.example"))
+    assert mirrors(paths) == ["user.example"]
+
+
+@pytest.mark.parametrize(
+    ("registry", "directories", "found"),
+    [
+        ("a.example", ["a.example", "_default"], "a.example"),
+        ("b.example", ["a.example", "_default"], "_default"),
+        ("a.example", ["a.example_5000_"], None),
+        ("a.example:5000", ["a.example:5000", "_default"], "a.example:5000"),
+        ("a.example:5000", ["a.example:5000", "a.example_5000_"], "a.example_5000_"),
+        ("a.example:5000", ["a.example"], None),
+        ("[::1]:5000", ["[::1]:5000"], "[::1]:5000"),
+        ("[::1]", ["[::1]"], "[::1]"),
+        ("docker.io", ["docker.io"], "docker.io"),
+    ],
+)
+def test_containerds_directories(
+    write: Write, tmp_path: Path, registry: str, directories: list[str], found: str | None
+) -> None:
+    """As containerd looks for them."""
+    for number, directory in enumerate(directories):
+        write(f"{directory}/hosts.toml", f'[host."https://m{number}.example"]')
+    expected = [] if found is None else [f"m{directories.index(found)}.example"]
+    assert mirrors(Paths(containerd=(str(tmp_path),)), Reference(registry, "foo", "1", None)) == expected
+
+
+def test_a_directory_of_containerds_without_a_file_says_nothing(write: Write, tmp_path: Path) -> None:
+    """Nor is the default looked for then."""
+    write("_default/hosts.toml", '[host."https://m.example"]')
+    (tmp_path / "a.example").mkdir()
+    assert mirrors(Paths(containerd=(str(tmp_path),))) == []
+
+
+def test_the_users_options_are_for_the_registry_itself(write: Write) -> None:
+    """They mean no mirrors; what else is set of the registry stays."""
+    text = '[[registry]]\nlocation = "a.example"\nheaders = {X = "1"}\n[[registry.mirror]]\nlocation = "m.example"\n'
+    hosts = Hosts(Paths(own=(write("registries.conf", text),)))
+    [plain] = hosts.endpoints(IMAGE, plain_http=True)
+    assert (plain.host, plain.schemes, plain.socket, plain.headers) == ("a.example", ("http",), "", {"X": "1"})
+    [local] = hosts.endpoints(IMAGE, unix_socket="/run/r.sock")
+    assert (local.host, local.schemes, local.socket) == ("a.example", ("http",), "/run/r.sock")
+    for options in ({"plain_http": True}, {"plain_http": True, "unix_socket": "/s"}):
+        assert Hosts(Paths()).endpoints(IMAGE, **options) == [origin(IMAGE, **options)]
+
+
+def test_certificates(write: Write, tmp_path: Path) -> None:
+    """Of the first directory that has the host's; for mirrors too; Docker Hub's are those of docker.io."""
+    for file in ("u/a.example/z.crt", "s/a.example/other.crt", "s/m.example:5000/x.cert", "s/m.example:5000/x.key"):
+        write(file, "")
+    for file in ("s/docker.io/hub.crt", "s/b.example/b.crt", "s/b.example/a.crt", "s/b.example/README"):
+        write(file, "")
+    text = '[[registry]]\nlocation = "a.example"\n[[registry.mirror]]\nlocation = "m.example:5000/x"\n'
+    paths = Paths(own=(write("conf", text),), certificates=(f"{tmp_path}/u", f"{tmp_path}/s"))
+    mirror, registry = Hosts(paths).endpoints(IMAGE)
+    directory = f"{tmp_path}/s/m.example:5000"
+    assert mirror.tls == Tls(certificate=f"{directory}/x.cert", key=f"{directory}/x.key")
+    assert registry.tls == Tls(ca=(f"{tmp_path}/u/a.example/z.crt",))
+    [hub] = Hosts(paths).endpoints(Reference.parse("alpine"))
+    assert hub.tls.ca == (f"{tmp_path}/s/docker.io/hub.crt",)
+    [sorted_] = Hosts(paths).endpoints(Reference.parse("b.example/x"))
+    assert sorted_.tls.ca == (f"{tmp_path}/s/b.example/a.crt", f"{tmp_path}/s/b.example/b.crt")
+    [other_port] = Hosts(paths).endpoints(Reference.parse("b.example:5000/x"))
+    assert other_port.tls == Tls()
+
+
+def test_certificates_from_above_stay(write: Write, tmp_path: Path) -> None:
+    """What is only said to be insecure still takes a client's certificate."""
+    for name in ("ca.crt", "c.cert", "c.key"):
+        write(f"certs/a.example/{name}", "")
+    certificates = (f"{tmp_path}/certs",)
+    given = write("ca.conf", '[[registry]]\nlocation = "a.example"\nca = "/my.crt"')
+    assert Hosts(Paths((given,), certificates=certificates)).endpoints(IMAGE)[0].tls == Tls(ca=("/my.crt",))
+    insecure = write("insecure.conf", '[[registry]]\nlocation = "a.example"\ninsecure = true')
+    directory = f"{tmp_path}/certs/a.example"
+    assert Hosts(Paths((insecure,), certificates=certificates)).endpoints(IMAGE)[0].tls == Tls(
+        False, (f"{directory}/ca.crt",), f"{directory}/c.cert", f"{directory}/c.key"
+    )
+
+
+def test_a_certificate_without_its_key(write: Write, tmp_path: Path) -> None:
+    """It mostly is an authority's, with the wrong name."""
+    write("a.example/ca.cert", "")
+    with pytest.raises(BadConfiguration, match=r"a\.example/ca\.cert lacks its key .*ca\.key; .* \.crt"):
+        Hosts(Paths(certificates=(str(tmp_path),))).endpoints(IMAGE)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """A symlink to itself, for root may read everything else."""
+    file = tmp_path / "registries.conf.d" / "1.conf"
+    file.parent.mkdir()
+    file.symlink_to("1.conf")
+    for paths in (Paths(own=(str(file),)), Paths(podman=(str(tmp_path),))):
+        with pytest.raises(BadConfiguration, match=r"1\.conf cannot be read: Too many levels of symbolic links; "):
+            Hosts(paths).endpoints(IMAGE)
+
+
+def test_what_is_imported(write: Write, tmp_path: Path) -> None:
+    """An unchanged tag is found in 45 ms, and comes by here: no TOML parser without registries, and never aiohttp."""
+    aliases = '[aliases]\n"registry" = "docker.io/library/registry"\n'
+    write("podman/registries.conf", '# [[registry]]\nunqualified-search-registries = ["x.example"]\n')
+    write("podman/registries.conf.d/shortnames.conf", aliases)
+    write("own.conf", "# nothing yet\n\n  # [[registry]]\n")
+    program = (
+        "import sys; from pullpipe.registry.hosts import *\n"
+        "paths = Paths((sys.argv[1] + '/own.conf',), (sys.argv[1] + '/podman',), (sys.argv[1],), (sys.argv[1],))\n"
+        "Hosts(paths).endpoints(Reference.parse('a.example/foo'))\n"
+        "print(*sorted({'tomllib', 'ssl', 'asyncio', 'aiohttp'} & set(sys.modules)))"
+    )
+
+    def imported() -> str:
+        command = [sys.executable, "-c", program, str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert imported() == ""
+    write("own.conf", mirrored_by("m.example"))
+    assert imported() == "tomllib"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[[registry]]\nlocation="a.example"\nblocked=true',
+        "[[ registry ]]\nlocation='a.example'\nblocked=true",
+        'registry=[{location="a.example",blocked=true}]',
+        '  [["registry"]]\n  location="a.example"\n  blocked=true',
+        '[registries.block]\nregistries=["a.example"]',
+        'registries.block.registries=["a.example"]',
+        '[registries]\nblock={registries=["a.example"]}',
+    ],
+)
+def test_however_podmans_is_written_it_is_seen(write: Write, tmp_path: Path, text: str) -> None:
+    """The look at the bytes, which spares the parser, takes no file for one that says nothing."""
+    write("registries.conf", text)
+    with pytest.raises(Blocked):
+        Hosts(Paths(podman=(str(tmp_path),))).endpoints(IMAGE)
