@@ -9,6 +9,7 @@ import pytest
 from pullpipe.errors import BadConfiguration, Blocked, PullpipeError, TransferError
 from pullpipe.reference import Reference
 from pullpipe.registry.hosts import Endpoint, Hosts, Paths, Tls, origin
+from tests.conftest import PROJECT
 
 DIGEST = "@sha256:" + "0" * 64
 OTHER = "@sha256:" + "1" * 64
@@ -592,3 +593,20 @@ def test_mistakes_in_hosts_toml(tmp_path: Path, text: str, message: str) -> None
 def test_hosts_toml_that_lets_nobody_pull(tmp_path: Path) -> None:
     with pytest.raises(Blocked, match=r"hosts\.toml names no host that can pull; give one of them that capability"):
         containerd(tmp_path, 'capabilities = ["push"]', "a.example/foo")
+
+
+def test_the_example_in_the_documentation(tmp_path: Path) -> None:
+    """It is what its comments say."""
+    document = (PROJECT / "docs" / "registries.md").read_text()
+    example = document.partition("```toml\n")[2].partition("```")[0]
+    cache, hub = own(tmp_path, example, "alpine:3")
+    assert told(cache) == "https://cache.example.com/v2/hub/library/alpine?ns=docker.io"
+    assert cache.tls.ca == (f"{tmp_path}/cache-ca.pem",)
+    assert told(hub) == "https://registry-1.docker.io/v2/library/alpine"
+    [moved] = own(tmp_path, example, "registry.example.com/team/app:1")
+    assert told(moved) == "https://registry.example.org:5000/v2/archive/team/app"
+    [local] = own(tmp_path, example, "builds.example.com/app")
+    assert (told(local), local.socket) == ("http://builds.example.com/v2/app", "/run/registry.sock")
+    for image in ("untrusted.example/x", "a.b.untrusted.example/x"):
+        with pytest.raises(Blocked):
+            own(tmp_path, example, image)
