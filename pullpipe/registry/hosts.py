@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
@@ -47,6 +47,7 @@ class Endpoint(NamedTuple):
     headers: Mapping[str, str] = MappingProxyType({})  # for each request
     socket: str = ""  # of a Unix socket to connect to, in place of the host
     connections: int = 16  # at most, at a time
+    mirror: bool = False  # of the registry itself, whose word is the last
 
 
 def origin(reference: Reference, *, plain_http: bool = False, unix_socket: str = "") -> Endpoint:
@@ -136,9 +137,9 @@ class Hosts:
         if place.tls.ca or place.tls.certificate:
             return place.tls
         for directory in (os.path.join(directory, place.registry) for directory in self._paths.certificates):
-            if (names := _listing(directory)) is None:
+            if not os.path.isdir(directory):
                 continue
-            files = [os.path.join(directory, name) for name in names]
+            files = _listing(directory)
             certificate = next((file for file in files if file.endswith(".cert")), "")
             key = certificate.removesuffix(".cert") + ".key" if certificate else ""
             if key and key not in files:
@@ -166,29 +167,31 @@ def _podmans_files(directories: tuple[str, ...]) -> list[str]:
     read = files[main : main + 1]
     for directory in reversed(directories[: main + 1]):
         drop_ins = os.path.join(directory, "registries.conf.d")
-        read += [os.path.join(drop_ins, name) for name in _listing(drop_ins) or () if name.endswith(".conf")]
+        read += [file for file in _listing(drop_ins) if file.endswith(".conf")] if os.path.isdir(drop_ins) else []
     return read
 
 
-def _listing(directory: str) -> list[str] | None:
-    """The sorted names in a directory; None where there is none, or none for us."""
-    try:
-        return sorted(os.listdir(directory))
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return None
+def _listing(directory: str) -> list[str]:
+    """The paths in a directory, sorted."""
+    with _readable(directory):
+        return [os.path.join(directory, name) for name in sorted(os.listdir(directory))]
 
 
 def _read(file: str) -> bytes:
-    """A file's content, which is empty where there is no file."""
-    try:
-        with open(file, "rb") as opened:
-            return opened.read()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    """A file's content, which is empty where there is no file, or none that we can see."""
+    if not os.path.isfile(file):
         return b""
+    with _readable(file), open(file, "rb") as opened:
+        return opened.read()
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise BadConfiguration(
-            f"{file} cannot be read: {error.strerror}; mend its permissions or move it away"
-        ) from error
+        reason = f"{path} cannot be read: {error.strerror}"
+        raise BadConfiguration(f"{reason}; mend its permissions, or move it away") from error
 
 
 def is_loopback(host: str) -> bool:

@@ -75,7 +75,7 @@ class Rule(NamedTuple):
             if not (reference.digest and mirror["pull-from-mirror"] == "tag-only"):
                 place = self._place(mirror, reference)
                 tags = mirror["pull-from-mirror"] != "digest-only"
-                places.append(place._replace(tags=tags, namespace=_namespace(place, reference)))
+                places.append(place._replace(mirror=True, tags=tags, namespace=_namespace(place, reference)))
         return [*places, self._place(self.table, reference)]
 
     def _place(self, table: Mapping[str, Any], reference: Reference) -> Endpoint:
@@ -122,12 +122,14 @@ def hosts_toml(file: str, content: bytes, reference: Reference) -> list[Endpoint
     tables = [(url, _checked(file, table, _HOSTS_TOML)) for url, table in root.get("host", {}).items()]
     places = []
     for url, table in (*tables, (root.get("server", ""), root)):
-        capabilities = table.get("capabilities") or ["pull", "resolve"]
-        if "pull" in capabilities:
+        can = table.get("capabilities") or ["pull", "resolve"]
+        if "pull" in can:
             place = _host(file, url, table, reference)
-            places.append(place._replace(tags="resolve" in capabilities, namespace=_namespace(place, reference)))
-    if not places:
-        raise Blocked(f"{reference} is blocked: {file} names no host that can pull; give one of them that capability")
+            namespace = _namespace(place, reference)
+            places.append(place._replace(mirror=table is not root, tags="resolve" in can, namespace=namespace))
+    if not any(place.tags or reference.digest for place in places):
+        needed = "pull" if reference.digest else "pull and resolve"
+        raise Blocked(f"{reference} is blocked: {file} names no host for it; give one the capability to {needed}")
     return places
 
 

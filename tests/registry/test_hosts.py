@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -261,14 +263,52 @@ def test_a_certificate_without_its_key(write: Write, tmp_path: Path) -> None:
         Hosts(Paths(certificates=(str(tmp_path),))).endpoints(IMAGE)
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    """A symlink to itself, for root may read everything else."""
-    file = tmp_path / "registries.conf.d" / "1.conf"
-    file.parent.mkdir()
-    file.symlink_to("1.conf")
-    for paths in (Paths(own=(str(file),)), Paths(podman=(str(tmp_path),))):
-        with pytest.raises(BadConfiguration, match=r"1\.conf cannot be read: Too many levels of symbolic links; "):
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A directory that nobody may search, for a test that becomes nobody."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        yield Path(directory)
+        os.seteuid(0)
+
+
+@pytest.mark.needs_root
+def test_what_cannot_be_read_is_not_passed_over(nobody: Path) -> None:
+    """It may block something."""
+    (nobody / "own.conf").touch(0o600)
+    (nobody / "file").mkdir()
+    (nobody / "file" / "registries.conf").touch(0o600)
+    (nobody / "drop-ins" / "registries.conf.d").mkdir(parents=True)
+    (nobody / "drop-ins" / "registries.conf.d").chmod(0o700)
+    (nobody / "certs" / "a.example").mkdir(parents=True)
+    (nobody / "certs" / "a.example").chmod(0o700)
+    (nobody / "_default").mkdir()
+    (nobody / "_default" / "hosts.toml").touch(0o600)
+    os.seteuid(65534)
+    for paths, name in (
+        (Paths(own=(f"{nobody}/own.conf",)), "own.conf"),
+        (Paths(podman=(f"{nobody}/file",)), "file/registries.conf"),
+        (Paths(podman=(f"{nobody}/drop-ins",)), "drop-ins/registries.conf.d"),
+        (Paths(certificates=(f"{nobody}/certs",)), "certs/a.example"),
+        (Paths(containerd=(str(nobody),)), "_default/hosts.toml"),
+    ):
+        with pytest.raises(BadConfiguration, match=rf"{name} cannot be read: Permission denied; mend its permissions"):
             Hosts(paths).endpoints(IMAGE)
+
+
+@pytest.mark.needs_root
+def test_what_cannot_be_seen_is_not_there(nobody: Path) -> None:
+    """Nobody can tell what is in the home directory of somebody else, or in a daemon's settings."""
+    secret = nobody / "secret"
+    for directory in ("registries.conf.d", "a.example"):
+        (secret / directory).mkdir(parents=True)
+    for file in ("own.conf", "registries.conf", "registries.conf.d/x.conf", "a.example/hosts.toml", "a.example/c.crt"):
+        (secret / file).write_text("no TOML at all")
+    secret.chmod(0o700)
+    os.seteuid(65534)
+    here = (str(secret),)
+    paths = Paths(own=(f"{secret}/own.conf",), podman=here, containerd=here, certificates=here)
+    assert Hosts(paths).endpoints(IMAGE) == [origin(IMAGE)]
 
 
 def test_what_is_imported(write: Write, tmp_path: Path) -> None:

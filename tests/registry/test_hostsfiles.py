@@ -38,7 +38,8 @@ def told(place: Endpoint) -> str:
     """An endpoint in one line."""
     namespace = f"?ns={place.namespace}" if place.namespace else ""
     trust = "" if place.tags else " digests"
-    return f"{'|'.join(place.schemes)}://{place.host}{place.path}/{place.repository}{namespace}{trust}"
+    mirror = "mirror " if place.mirror else ""
+    return f"{mirror}{'|'.join(place.schemes)}://{place.host}{place.path}/{place.repository}{namespace}{trust}"
 
 
 def registry(*lines: str) -> str:
@@ -162,9 +163,9 @@ def test_mirrors_come_first(tmp_path: Path) -> None:
     )
     places = own(tmp_path, text, "a.example/foo/bar:1")
     assert [told(place) for place in places] == [
-        "https://m.example:5000/v2/y/z/bar?ns=a.example digests",
-        "https://a.example/v2/copy/bar",
-        "https|http://registry-1.docker.io/v2/me/bar?ns=a.example digests",
+        "mirror https://m.example:5000/v2/y/z/bar?ns=a.example digests",
+        "mirror https://a.example/v2/copy/bar",
+        "mirror https|http://registry-1.docker.io/v2/me/bar?ns=a.example digests",
         "https://b.example/v2/x/bar",
     ]
     assert [place.registry for place in places] == ["m.example:5000", "a.example", "docker.io", "b.example"]
@@ -175,7 +176,7 @@ def test_a_mirror_of_docker_hub(tmp_path: Path) -> None:
     """Also where the location is left out, as it is with ours."""
     text = registry('prefix = "docker.io"') + mirror('location = "m.example/hub"', 'pull-from-mirror = "all"')
     assert [told(place) for place in own(tmp_path, text, "alpine")] == [
-        "https://m.example/v2/hub/library/alpine?ns=docker.io",
+        "mirror https://m.example/v2/hub/library/alpine?ns=docker.io",
         "https://registry-1.docker.io/v2/library/alpine",
     ]
 
@@ -445,16 +446,16 @@ def test_no_secret_is_in_a_message(tmp_path: Path, text: str) -> None:
     ("text", "places"),
     [
         # Hosts in their order, the registry itself behind them, or the server in its place.
-        ('[host."https://m.example"]', ["https://m.example/v2/foo?ns=a.example", "https://a.example/v2/foo"]),
+        ('[host."https://m.example"]', ["mirror https://m.example/v2/foo?ns=a.example", "https://a.example/v2/foo"]),
         ('server = "https://b.example"', ["https://b.example/v2/foo?ns=a.example"]),
         ('server = "https://a.example"', ["https://a.example/v2/foo"]),
         ('server = "b.example:5000"', ["https://b.example:5000/v2/foo?ns=a.example"]),
         (
             'server = "http://b.example"\n[host."https://2.example"]\n[host."http://1.example:80"]\n[host."3.example"]',
             [
-                "https://2.example/v2/foo?ns=a.example",
-                "http://1.example:80/v2/foo?ns=a.example",
-                "https://3.example/v2/foo?ns=a.example",
+                "mirror https://2.example/v2/foo?ns=a.example",
+                "mirror http://1.example:80/v2/foo?ns=a.example",
+                "mirror https://3.example/v2/foo?ns=a.example",
                 "http://b.example/v2/foo?ns=a.example",
             ],
         ),
@@ -471,7 +472,7 @@ def test_no_secret_is_in_a_message(tmp_path: Path, text: str) -> None:
         ('server = "https://b.example"\noverride_path = true', ["https://b.example/foo?ns=a.example"]),
         (
             '[host."http://b/v2/x"]\noverride_path = true',
-            ["http://b/v2/x/foo?ns=a.example", "https://a.example/v2/foo"],
+            ["mirror http://b/v2/x/foo?ns=a.example", "https://a.example/v2/foo"],
         ),
         # Capabilities.
         (
@@ -482,22 +483,22 @@ def test_no_secret_is_in_a_message(tmp_path: Path, text: str) -> None:
             host."https://4.example".capabilities = []
             """,
             [
-                "https://1.example/v2/foo?ns=a.example digests",
-                "https://3.example/v2/foo?ns=a.example",
-                "https://4.example/v2/foo?ns=a.example",
+                "mirror https://1.example/v2/foo?ns=a.example digests",
+                "mirror https://3.example/v2/foo?ns=a.example",
+                "mirror https://4.example/v2/foo?ns=a.example",
                 "https://a.example/v2/foo",
             ],
         ),
         (
             'server = "https://b.example"\ncapabilities = ["push"]\n[host."https://m.example"]',
-            ["https://m.example/v2/foo?ns=a.example"],
+            ["mirror https://m.example/v2/foo?ns=a.example"],
         ),
         # A table of headers in between changes no order.
         (
             '[host."https://1.example"]\n[host."https://2.example"]\n[host."https://1.example".header]\nX = "1"',
             [
-                "https://1.example/v2/foo?ns=a.example",
-                "https://2.example/v2/foo?ns=a.example",
+                "mirror https://1.example/v2/foo?ns=a.example",
+                "mirror https://2.example/v2/foo?ns=a.example",
                 "https://a.example/v2/foo",
             ],
         ),
@@ -591,8 +592,14 @@ def test_mistakes_in_hosts_toml(tmp_path: Path, text: str, message: str) -> None
 
 
 def test_hosts_toml_that_lets_nobody_pull(tmp_path: Path) -> None:
-    with pytest.raises(Blocked, match=r"hosts\.toml names no host that can pull; give one of them that capability"):
+    """Somebody has to be believed in what a tag names."""
+    with pytest.raises(Blocked, match=r"hosts\.toml names no host for it; give one the capability to pull and resolve"):
         containerd(tmp_path, 'capabilities = ["push"]', "a.example/foo")
+    with pytest.raises(Blocked, match=r"give one the capability to pull$"):
+        containerd(tmp_path, 'capabilities = ["push"]', f"a.example/foo{DIGEST}")
+    with pytest.raises(Blocked):
+        containerd(tmp_path, 'capabilities = ["pull"]', "a.example/foo:1")
+    assert containerd(tmp_path, 'capabilities = ["pull"]', f"a.example/foo:1{DIGEST}")
 
 
 def test_the_example_in_the_documentation(tmp_path: Path) -> None:
@@ -600,7 +607,7 @@ def test_the_example_in_the_documentation(tmp_path: Path) -> None:
     document = (PROJECT / "docs" / "registries.md").read_text()
     example = document.partition("```toml\n")[2].partition("```")[0]
     cache, hub = own(tmp_path, example, "alpine:3")
-    assert told(cache) == "https://cache.example.com/v2/hub/library/alpine?ns=docker.io"
+    assert told(cache) == "mirror https://cache.example.com/v2/hub/library/alpine?ns=docker.io"
     assert cache.tls.ca == (f"{tmp_path}/cache-ca.pem",)
     assert told(hub) == "https://registry-1.docker.io/v2/library/alpine"
     [moved] = own(tmp_path, example, "registry.example.com/team/app:1")
