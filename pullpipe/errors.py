@@ -20,6 +20,7 @@
     ├── NeedsRoot              what was asked for takes root's rights
     ├── KernelRefused          a system call failed that mounting or running needs
     ├── BadArgument            an argument that cannot be used: a directory that is not empty, a path that is none
+    ├── BadConfiguration       a file of settings, or a program that it names, that cannot be used
     ├── DemoError              the demo image cannot be made on this host
     └── RunError               the command could not be started
         ├── CommandNotFound    (exit code 127)
@@ -123,6 +124,10 @@ class KernelRefused(PullpipeError):
 
 class BadArgument(PullpipeError):
     """An argument that cannot be used."""
+
+
+class BadConfiguration(PullpipeError):
+    """A file of settings, or a program that it names, that cannot be used."""
 
 
 class DemoError(PullpipeError):

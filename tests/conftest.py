@@ -39,6 +39,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         _leave_out("needs root")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may be logged in somewhere, and have tokens from there."""
+    monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)  # docker-registry takes it for one of its own settings
+    directory = tmp_path_factory.mktemp("user")
+    for variable in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DOCKER_CONFIG"):
+        (directory / variable).mkdir(mode=0o700)
+        monkeypatch.setenv(variable, str(directory / variable))
+
+
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """A real, anonymous, empty registry for the whole session: choose a repository name of your own."""

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from tests.support.tokens import ISSUER, SERVICE, TokenServer
+
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 
@@ -25,12 +27,15 @@ class Registry:
     """One `docker-registry serve` on a free loopback port, alive within its `with` block.
 
     `directory` receives the configuration, the log and the storage. With `users` (name to password)
-    every request needs basic authentication.
+    every request needs basic authentication; with `tokens`, a token of that server.
     """
 
-    def __init__(self, directory: Path, users: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, users: Mapping[str, str] | None = None, *, tokens: TokenServer | None = None
+    ) -> None:
         self.directory = directory
         self.users = dict(users or {})
+        self.tokens = tokens
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -83,7 +88,7 @@ class Registry:
             raise ValueError("a schema 2 manifest cannot name a zstd layer")
         source = f"oci:{layout}:{tag}"
         destination = [f"docker://{self.host}/{to}", "--dest-tls-verify=false"]
-        for user, password in list(self.users.items())[:1]:
+        for user, password in list((self.tokens.users if self.tokens else self.users).items())[:1]:
             destination.append(f"--dest-creds={user}:{password}")
         with tempfile.TemporaryDirectory(dir=self.directory) as scratch:
             if compression is None and format == "oci":
@@ -112,6 +117,10 @@ class Registry:
             htpasswd = self.directory / "htpasswd"
             htpasswd.write_text("".join(f"{user}:{_bcrypt(word)}\n" for user, word in self.users.items()))
             config["auth"] = {"htpasswd": {"realm": "tests", "path": str(htpasswd)}}
+        if self.tokens:
+            bundle = str(self.tokens.certificate)
+            token = {"realm": self.tokens.realm, "service": SERVICE, "issuer": ISSUER, "rootcertbundle": bundle}
+            config["auth"] = {"token": token}
         return config
 
     def _wait_until_it_answers(self) -> None:
