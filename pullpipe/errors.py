@@ -4,7 +4,7 @@
     ├── InvalidReference       a text that is no image reference
     ├── InvalidDocument        a manifest, index or config that is none, or not an image's
     ├── NoSuchPlatform         the image has no manifest for the wanted platform
-    ├── BadConfiguration       a file of settings, or a variable, that cannot be used
+    ├── BadConfiguration       a file of settings, a variable, or a program that they name, that cannot be used
     ├── TransferError          bytes could not be had
     │   ├── Unreachable        no such host, connection refused, TLS, time-outs
     │   ├── Unauthorized       authentication needed, or refused
@@ -20,7 +20,6 @@
     ├── NeedsRoot              what was asked for takes root's rights
     ├── KernelRefused          a system call failed that mounting or running needs
     ├── BadArgument            an argument that cannot be used: a directory that is not empty, a path that is none
-    ├── BadConfiguration       a file of settings, or a program that it names, that cannot be used
     ├── DemoError              the demo image cannot be made on this host
     └── RunError               the command could not be started
         ├── CommandNotFound    (exit code 127)
@@ -49,7 +48,7 @@ class NoSuchPlatform(PullpipeError):
 
 
 class BadConfiguration(PullpipeError):
-    """A file of settings, or a variable of the environment, that cannot be used."""
+    """A file of settings, a variable of the environment, or a program that they name, that cannot be used."""
 
 
 class TransferError(PullpipeError):
@@ -124,10 +123,6 @@ class KernelRefused(PullpipeError):
 
 class BadArgument(PullpipeError):
     """An argument that cannot be used."""
-
-
-class BadConfiguration(PullpipeError):
-    """A file of settings, or a program that it names, that cannot be used."""
 
 
 class DemoError(PullpipeError):

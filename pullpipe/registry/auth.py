@@ -7,20 +7,27 @@ They never stand in an error or a log.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
-from typing import NamedTuple
-from urllib.parse import urlencode, urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import SplitResult, urlencode, urlsplit
 
 from pullpipe.errors import Unauthorized, UnexpectedAnswer
 from pullpipe.registry.credentials import Credentials, Keyring
 from pullpipe.registry.hosts import Endpoint, is_loopback
 from pullpipe.registry.http import Http
+from pullpipe.registry.retry import TRANSIENT, retry_after
 from pullpipe.registry.tokens import TokenCache
 
 # RFC 9110, 11.6.1: a scheme, or a parameter of the scheme before it; a quoted text may hold anything.
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PART = re.compile(rf'({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))|({_WORD})')
-_TOKEN_LIMIT = 1 << 20  # bytes of a token server's answer
+_HOST = re.compile(r"[A-Za-z0-9._:\[\]-]+")  # no user before it: that would be sent as credentials
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+_CLIENT = "pullpipe"  # as whom a token server knows us; it needs no registration
+_ANSWER_LIMIT = 1 << 20  # bytes of a token server's answer
+_LIFE = 60  # seconds that a token is good for unless the server tells (token specification of distribution)
+_LONGEST_LIFE = 1 << 31  # seconds; more is nonsense
 
 
 class Challenge(NamedTuple):
@@ -43,79 +50,217 @@ class Challenge(NamedTuple):
         return found.get("bearer") or found.get("basic")
 
 
+class _Answer(NamedTuple):
+    """A token server's."""
+
+    status: int
+    reason: str
+    wait: float | None  # seconds that it asks for
+    body: bytes
+
+
 class Authorizer:
-    """The Authorization header for one repository at one endpoint."""
+    """The Authorization header for one place, for one set of actions (`pull`, or `pull,push`) in its repository.
+
+    Without a repository it is for what needs no rights in any. Tokens for pulling are kept in `tokens`, but for those
+    that were had for credentials given by hand.
+    """
 
     def __init__(
         self, http: Http, endpoint: Endpoint, keyring: Keyring, tokens: TokenCache, actions: str = "pull"
     ) -> None:
+        """Raises `BadConfiguration` when the keyring's files cannot be used."""
         self._http = http
         self._endpoint = endpoint
         self._keyring = keyring
-        self.current: str | None = None
-        self.remedy = "authenticate with --creds USER:PASSWORD"
-        self._lock = asyncio.Lock()
+        self._tokens = tokens if actions == "pull" and not keyring.gives(endpoint.registry) else TokenCache()
+        self._actions = actions
+        self._place = endpoint.registry, endpoint.repository
+        self._authenticated = keyring.has(*self._place)
+        self._renewing = asyncio.Lock()
+        self._successors: dict[str, str] = {}  # to identity tokens, from token servers that replace them at each use
+        kept = self._tokens.get(*self._place, authenticated=self._authenticated)
+        self._from_disk = f"Bearer {kept}" if kept else None
+        self.current: str | None = self._from_disk
+        """The header to send now."""
+        self._credentials: Credentials | None = None  # that it was had for
 
-    def forget_cached(self) -> bool:
-        return False
+    @property
+    def remedy(self) -> str:
+        """What the user can do where the header does not help."""
+        if self._credentials is None:
+            return f"`pullpipe login {self._place[0]}` first, or give --creds USER:PASSWORD"
+        again = "" if self._keyring.gives(self._place[0]) else f", or `pullpipe login {self._place[0]}` anew"
+        return f"check the credentials of {self._credentials.user!r}{again}"
 
     async def renew(self, refused: str | None, challenge: str) -> None:
-        """Gets a new authorization, unless another request got one while this one waited."""
-        registry, repository = self._endpoint.registry, self._endpoint.repository
-        async with self._lock:
-            if self.current == refused:
-                credentials = self._keyring.find(registry, repository)
-                if credentials:
-                    self.remedy = f"check the credentials of {credentials.user!r}"
-                self.current = await authorize(self._http, registry, repository, challenge, credentials)
+        """Answers a 401 to a request that was sent with the header `refused`, by a new one in `current`.
 
+        Several requests may come with the same; one new header is got for all of them. Raises `Unauthorized` when
+        credentials are needed or refused, `UnexpectedAnswer` when the registry or its token server makes no sense, and
+        `BadConfiguration` when a file or a helper that should have credentials cannot be used.
+        """
+        async with self._renewing:
+            if self.current in (None, refused):
+                self.current = await self._authorization(challenge)
 
-async def authorize(session: Http, registry: str, repository: str, header: str, credentials: Credentials | None) -> str:
-    """Answers a challenge with an Authorization header for pulling from the repository.
+    def forget_cached(self, refused: str | None) -> bool:
+        """Whether the header `refused` is of an earlier run, for the user may have other rights by now.
 
-    Raises `Unauthorized` when it takes credentials and there are none, or they are refused.
-    """
-    challenge = Challenge.parse(header)
-    if challenge is None:
-        raise Unauthorized(f"{registry} refuses access to {repository} and does not say how to authenticate")
-    if challenge.scheme == "basic":
+        It is forgotten then: the same request once more, without it, leads to a new one.
+        """
+        if refused is None or refused != self._from_disk:
+            return False
+        if self.current == refused:
+            self.current = None
+            self._tokens.forget(*self._place)
+        return True
+
+    async def _authorization(self, header: str) -> str:
+        challenge = Challenge.parse(header)
+        if challenge is None:
+            raise Unauthorized(f"{self._place[0]} refuses access{self._for} and does not say how to authenticate")
+        # In a thread: a helper may take its time.
+        credentials = self._credentials = await asyncio.to_thread(self._keyring.find, *self._place)
+        if credentials and credentials.registry_token:
+            if not _TOKEN.fullmatch(credentials.registry_token):
+                raise Unauthorized(f"the token for {self._place[0]} in the auth file is none; {self.remedy}")
+            return f"Bearer {credentials.registry_token}"
+        if challenge.scheme == "bearer":
+            return f"Bearer {await self._token(challenge, credentials)}"
         if credentials is None:
-            raise Unauthorized(f"{registry} needs authentication for {repository}; give --creds USER:PASSWORD")
+            raise Unauthorized(f"{self._place[0]} needs authentication{self._for}; {self.remedy}")
+        if credentials.identity_token:
+            raise Unauthorized(f"{self._place[0]} takes no identity token, but a password{self._for}; {self.remedy}")
         return credentials.header()
-    return "Bearer " + await _token(session, registry, repository, challenge, credentials)
+
+    async def _token(self, challenge: Challenge, credentials: Credentials | None) -> str:
+        """A token of the server that the challenge names; it is kept."""
+        realm = _realm(self._place[0], challenge, secret=credentials is not None)
+        answer = await self._ask(realm, challenge, credentials)
+        if credentials and answer.status in (400, 401, 403):  # 400 is OAuth2's word for it: RFC 6749, 5.2
+            raise Unauthorized(
+                f"{self._place[0]} does not let {credentials.user!r} in{self._for} "
+                f"(its token server {realm.netloc} answered {answer.status}); {self.remedy}"
+            )
+        if answer.status in (401, 403):
+            raise Unauthorized(
+                f"{self._place[0]} needs authentication{self._for}, or there is no such image; {self.remedy}"
+            )
+        if answer.status != 200:
+            raise UnexpectedAnswer(
+                f"the token server {realm.netloc} answered {answer.status} {answer.reason}; "
+                "try again later, or tell its owner",
+                transient=answer.status in TRANSIENT,
+                wait=answer.wait,
+            )
+        document = _object(answer.body)
+        token = document.get("token") or document.get("access_token")
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+            raise UnexpectedAnswer(f"the token server {realm.netloc} gave no usable token; tell its owner")
+        successor = document.get("refresh_token")
+        if credentials and credentials.identity_token and isinstance(successor, str):
+            self._successors[credentials.identity_token] = successor
+        self._tokens.put(*self._place, token, _life(document), authenticated=self._authenticated)
+        return token
+
+    async def _ask(self, realm: SplitResult, challenge: Challenge, credentials: Credentials | None) -> _Answer:
+        """The token server's, to a GET, or to OAuth2's POST (distribution specifies both)."""
+        scopes = self._scopes(challenge)
+        service = challenge.parameters.get("service")
+        form = {"client_id": _CLIENT, "scope": " ".join(scopes), **({"service": service} if service else {})}
+        if credentials and credentials.identity_token:
+            identity = self._successors.get(credentials.identity_token, credentials.identity_token)
+            return await self._exchange(realm, {**form, "grant_type": "refresh_token", "refresh_token": identity})
+        query = urlencode([*([("service", service)] if service else []), *(("scope", scope) for scope in scopes)])
+        asked = realm._replace(query="&".join(filter(None, (realm.query, query))))
+        answer = await self._exchange(asked, authorization=credentials.header() if credentials else "")
+        if answer.status in (404, 405) and credentials:  # a server that knows OAuth2's way only
+            user = {"username": credentials.user, "password": credentials.password}
+            return await self._exchange(realm, {**form, "grant_type": "password", **user})
+        return answer
+
+    async def _exchange(
+        self, url: SplitResult, form: dict[str, str] | None = None, *, authorization: str = ""
+    ) -> _Answer:
+        # A token server on another host is to prove itself as the registry; all else of the registry's is not for it.
+        same = url.netloc == self._endpoint.host
+        there = self._endpoint if same else Endpoint(url.netloc, url.netloc, "", tls=self._endpoint.tls)
+        headers = {"Authorization": authorization} if authorization else {}
+        if form is not None:
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
+        data = None if form is None else urlencode(form, errors="surrogateescape").encode()
+        method = "GET" if form is None else "POST"
+        async with self._http.request(method, url.geturl(), headers=headers, data=data, endpoint=there) as response:
+            body = b""
+            async for piece in response.content.iter_any():
+                body += piece
+                if len(body) > _ANSWER_LIMIT:
+                    raise UnexpectedAnswer(f"the token server {url.netloc} sent more than a token; tell its owner")
+            return _Answer(response.status, response.reason or "", retry_after(response.headers), body)
+
+    def _scopes(self, challenge: Challenge) -> list[str]:
+        """Those that the challenge states; and ours, when it states none, or maybe less than what we will do."""
+        stated = challenge.parameters.get("scope", "").split()
+        ours = f"repository:{self._place[1]}:{self._actions}"
+        if self._place[1] and ours not in stated and (not stated or self._actions != "pull"):
+            stated.append(ours)
+        return stated
+
+    @property
+    def _for(self) -> str:
+        return f" for {self._place[1]}" if self._place[1] else ""
 
 
-async def _token(
-    session: Http,
-    registry: str,
-    repository: str,
-    challenge: Challenge,
-    credentials: Credentials | None,
-) -> str:
-    realm = urlsplit(challenge.parameters.get("realm", ""))
-    if realm.scheme not in ("http", "https") or not realm.netloc:
-        raise UnexpectedAnswer(f"{registry} names no token server that can be used")
-    if realm.scheme == "http" and credentials is not None and not is_loopback(realm.netloc):
-        raise Unauthorized(f"{registry} wants the credentials sent to {realm.netloc} without TLS; refused")
-    query = {"scope": challenge.parameters.get("scope") or f"repository:{repository}:pull"}
-    if service := challenge.parameters.get("service"):
-        query["service"] = service
-    headers = {"Authorization": credentials.header()} if credentials else {}
-    async with session.request("GET", realm._replace(query=urlencode(query)).geturl(), headers=headers) as response:
-        if response.status in (401, 403):
-            if credentials is None:
-                raise Unauthorized(
-                    f"{registry} needs authentication for {repository}, or there is no such image; "
-                    "give --creds USER:PASSWORD"
-                )
-            raise Unauthorized(f"{realm.netloc} does not take the credentials of {credentials.user!r} for {repository}")
-        if response.status != 200:
-            raise UnexpectedAnswer(f"the token server {realm.netloc} answered {response.status} {response.reason}")
-        try:
-            answer = await response.json(content_type=None)
-            token = answer.get("token") or answer["access_token"]
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-            raise UnexpectedAnswer(f"the token server {realm.netloc} gave no token") from error
-    if not isinstance(token, str) or len(token) > _TOKEN_LIMIT or not token.isprintable():
-        raise UnexpectedAnswer(f"the token server {realm.netloc} gave no usable token")
-    return token
+def _realm(registry: str, challenge: Challenge, *, secret: bool) -> SplitResult:
+    """The token server's URL. Nothing that is secret is sent over the network without TLS."""
+    try:
+        realm = urlsplit(challenge.parameters.get("realm", ""))._replace(fragment="")
+        usable = realm.scheme in ("http", "https") and _HOST.fullmatch(realm.netloc) and realm.port != 0
+    except ValueError:
+        usable = None
+    if not usable:
+        raise UnexpectedAnswer(f"{registry} names no token server that can be used; tell its owner")
+    if realm.scheme == "http" and secret and not is_loopback(realm.netloc):
+        raise Unauthorized(
+            f"{registry} wants the credentials sent to {realm.netloc} without TLS; ask its owner for HTTPS"
+        )
+    return realm
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    """A JSON object; an empty one when it is none."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _life(answer: dict[str, Any]) -> float:
+    """The seconds that a token is good for, as the token server's answer says."""
+    stated = answer.get("expires_in")
+    if isinstance(stated, int | float) and not isinstance(stated, bool) and 0 < stated < _LONGEST_LIFE:
+        return stated
+    return _LIFE
+
+
+async def check(http: Http, endpoint: Endpoint, credentials: Credentials) -> bool:
+    """Whether the registry asks for credentials at all; it takes these then.
+
+    Raises `Unauthorized` when it does not take them, and `TransferError`.
+    """
+    authorizer = Authorizer(http, endpoint, Keyring(given=credentials, registry=endpoint.registry), TokenCache(), "")
+    url = f"{await http.base(endpoint)}{endpoint.path}/"
+    async with http.request("GET", url, endpoint=endpoint) as response:
+        status, challenge = response.status, ", ".join(response.headers.getall("WWW-Authenticate", []))
+    if asked := status == 401:
+        await authorizer.renew(None, challenge)
+        headers = {"Authorization": authorizer.current or ""}
+        async with http.request("GET", url, headers=headers, endpoint=endpoint) as response:
+            status = response.status
+    if status in (401, 403):
+        raise Unauthorized(f"{endpoint.registry} does not let {credentials.user!r} in; {authorizer.remedy}")
+    if status != 200:
+        raise UnexpectedAnswer(f"{endpoint.registry} answered {status}: no registry; check host and port")
+    return asked

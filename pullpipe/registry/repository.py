@@ -13,10 +13,9 @@ from pullpipe.errors import NotFound, TransferError, Unauthorized, UnexpectedAns
 from pullpipe.registry.auth import Authorizer
 from pullpipe.registry.hosts import Endpoint
 from pullpipe.registry.http import Http
-from pullpipe.registry.retry import retry_after
+from pullpipe.registry.retry import TRANSIENT, retry_after
 
 _SUCCESS = (200, 206)
-_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _RATE_LIMIT = ("TOOMANYREQUESTS", "RATE_LIMIT_EXCEEDED")
 _ANSWER_LIMIT = 64 << 10  # bytes of an error document
 
@@ -60,7 +59,7 @@ class Repository:
             used = self._authorizer.current
             sent = {**(headers or {}), **({"Authorization": used} if used else {})}
             async with self._http.request(method, url, headers=sent, data=data, endpoint=self.endpoint) as response:
-                stale = response.status in (403, 404) and self._authorizer.forget_cached()
+                stale = response.status in (403, 404) and self._authorizer.forget_cached(used)
                 if not stale and (response.status != 401 or renewed):
                     await self._check(response, what, expected)
                     yield response
@@ -97,7 +96,7 @@ class Repository:
             raise Unauthorized(f"{self.name} refuses {what}{said}; {self._authorizer.remedy}")
         raise UnexpectedAnswer(
             f"{self.name} answered {status} {response.reason} for {what}{said}; try again later, or tell its owner",
-            transient=status in _TRANSIENT,
+            transient=status in TRANSIENT,
             wait=wait,
         )
 
@@ -127,7 +126,7 @@ class ForeignUrl:
             if response.status not in expected:
                 raise UnexpectedAnswer(
                     f"{self.name} answered {response.status} for {what}; ask the image's owner for a URL that works",
-                    transient=response.status in _TRANSIENT,
+                    transient=response.status in TRANSIENT,
                 )
             yield response
 

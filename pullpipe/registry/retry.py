@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 from pullpipe.errors import NotFound, PullpipeError, TransferError, Unreachable
 
+TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # statuses that may be another when asked again
 _FIRST = 0.5  # seconds at most before the second round; doubled for each further one
 _LONGEST = 30.0
 _UNHEARD = 2  # rounds for somebody who has never answered
