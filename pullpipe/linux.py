@@ -169,6 +169,29 @@ def set_capabilities(mask: int) -> None:
         _refused("set capabilities")
 
 
+def hide_argument(argument: str, *, shown: int) -> None:
+    """Writes asterisks over all but the first characters of this word of our command line, or of what stands behind an
+    option's `=`: from here on, `ps` does not show it. Does nothing where the memory is not as proc(5) says."""
+    word, kept = os.fsencode(argument), len(os.fsencode(argument[:shown]))
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()  # those from the third one on
+        start, end = int(fields[48 - 3]), int(fields[49 - 3])  # arg_start, arg_end
+        with open("/proc/self/cmdline", "rb") as file:
+            line = file.read()  # the kernel reads it from there
+    except (OSError, ValueError, IndexError):
+        return
+    if start == 0 or len(line) != end - start or not line.endswith(b"\0"):
+        return
+    at = start
+    for one in line.split(b"\0")[:-1]:
+        option = one.startswith(b"--") and one.endswith(b"=" + word)
+        if (one == word or option) and ctypes.string_at(at, len(one) + 1) == one + b"\0":
+            hidden = len(word) - kept
+            ctypes.memmove(at + len(one) - hidden, b"*" * hidden, hidden)
+        at += len(one) + 1
+
+
 def _prctl(what: str, option: int, value: int) -> None:
     if _libc.prctl(option, value, 0, 0, 0) != 0:
         _refused(what)

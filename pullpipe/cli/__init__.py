@@ -34,6 +34,8 @@ COMMANDS = (
     "mount",
     "umount",
     "unpack",
+    "login",
+    "logout",
     "demo",
 )
 
@@ -86,6 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_global_options(command_parser, top=False)
     module.configure(command_parser)
     arguments = command_parser.parse_args(known.arguments, namespace=argparse.Namespace(**_globals(known)))
+    if (creds := getattr(arguments, "creds", None)) and ":" in creds:
+        from pullpipe.linux import hide_argument
+
+        hide_argument(creds, shown=creds.index(":") + 1)
     return _guarded(module, arguments)
 
 

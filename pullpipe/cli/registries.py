@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from typing import NamedTuple
 
+from pullpipe.errors import BadArgument, BadConfiguration, InvalidReference, Unauthorized
 from pullpipe.reference import Reference
-from pullpipe.registry.credentials import Credentials, Keyring
+from pullpipe.registry.credentials import Credentials, Keyring, auth_files, plain_key
 from pullpipe.registry.hosts import Endpoint, origin
 from pullpipe.registry.tokens import TokenCache
 from store import Digest
@@ -23,7 +25,10 @@ class Access(NamedTuple):
 
 def add_registry_options(parser: argparse.ArgumentParser) -> None:
     """For whatever speaks to a registry."""
-    parser.add_argument("--creds", metavar="USER:PASSWORD", help="authenticate with these")
+    parser.add_argument(
+        "--creds", metavar="USER[:PASSWORD]", help="authenticate with these; a password that is left out is asked for"
+    )
+    add_authfile_option(parser, "look for credentials here, not in podman's and Docker's files")
     parser.add_argument("--plain-http", action="store_true", help="speak HTTP without TLS to the registry")
     parser.add_argument("--unix-socket", metavar="PATH", default="", help="the registry listens on this socket")
     parser.add_argument(
@@ -34,14 +39,62 @@ def add_registry_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_authfile_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """Which file credentials are in."""
+    parser.add_argument("--authfile", metavar="FILE", help=f"{what} (REGISTRY_AUTH_FILE)")
+
+
 def access_to(reference: Reference, arguments: argparse.Namespace) -> Access:
     """What there is for this image. Raises `BadConfiguration`, or `Blocked`."""
-    given = Credentials.parse(arguments.creds) if arguments.creds else None
     return Access(
         [origin(reference, plain_http=arguments.plain_http, unix_socket=arguments.unix_socket)],
-        Keyring(given=given, registry=reference.registry),
-        TokenCache(),
+        keyring(arguments, reference.registry),
+        token_cache(),
     )
+
+
+def keyring(arguments: argparse.Namespace, registry: str) -> Keyring:
+    """The credentials that there are: --creds for the registry, and those in auth files.
+
+    A password that --creds leaves out is asked for, once. Raises `Unauthorized` and `BadConfiguration`.
+    """
+    if arguments.authfile and not os.path.exists(arguments.authfile):
+        raise BadConfiguration(f"there is no file {arguments.authfile}; `pullpipe login --authfile` makes it")
+    files = [arguments.authfile] if arguments.authfile else auth_files(os.environ)
+    if arguments.creds is None:
+        return Keyring(files)
+    if arguments.creds and ":" not in arguments.creds:
+        arguments.creds += f":{ask_password(arguments.creds, registry, 'give --creds USER:PASSWORD')}"
+    return Keyring(files, given=Credentials.parse(arguments.creds), registry=registry)
+
+
+def token_cache() -> TokenCache:
+    """The tokens that earlier runs left."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return TokenCache(os.path.join(cache, "pullpipe", "tokens.json"))
+
+
+def registry_of(text: str) -> str:
+    """A registry's name as references and auth files have it; Docker Hub has several. Raises `BadArgument`."""
+    registry = plain_key(text)
+    try:
+        if registry and Reference.parse(f"{registry}/name").registry == registry:
+            return registry
+    except InvalidReference:
+        pass
+    raise BadArgument(f"{text!r} is no registry; give its HOST or HOST:PORT")
+
+
+def ask_password(user: str, registry: str, otherwise: str) -> str:
+    """Asks for it on the terminal; `otherwise` tells what to do where there is none. Raises `Unauthorized`."""
+    if not sys.stdin.isatty():
+        raise Unauthorized(f"there is no terminal to ask for the password of {user!r} on; {otherwise}")
+    from getpass import getpass
+
+    try:
+        return getpass(f"password of {user} at {registry}: ")
+    except EOFError:
+        raise Unauthorized(f"no password was given for {user!r}; {otherwise}") from None
 
 
 def resolved_now(reference: Reference, access: Access) -> Digest | None:
@@ -53,4 +106,6 @@ def resolved_now(reference: Reference, access: Access) -> Digest | None:
     if proxied and not endpoint.socket:
         return None
     assert reference.tag is not None
-    return head(endpoint, reference.tag, access.tokens.get(endpoint.registry, endpoint.repository, authenticated=False))
+    place = endpoint.registry, endpoint.repository
+    token = access.tokens.get(*place, authenticated=access.keyring.has(*place))
+    return head(endpoint, reference.tag, f"Bearer {token}" if token else None)

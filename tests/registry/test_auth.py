@@ -280,7 +280,7 @@ class TestToken:
         """Who it was, who said so, for what, and what to do."""
         server.statuses = {"GET": status}
         line = refused(Unauthorized, bearer(server), keyring(username=USER, password=PASSWORD))
-        for word in (server.host, REPOSITORY, f"'{USER}'", str(status), f"`pullpipe login {HOST}`"):
+        for word in (HOST, server.host, REPOSITORY, f"'{USER}'", str(status), f"`pullpipe login {HOST}`"):
             assert word in line
         assert refused(Unauthorized, bearer(server), given()).endswith(f"; check the credentials of '{USER}'")
 
