@@ -23,7 +23,7 @@ from pullpipe.registry.tokens import TokenCache
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PART = re.compile(rf'({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))|({_WORD})')
 _HOST = re.compile(r"[A-Za-z0-9._:\[\]-]+")  # no user before it: that would be sent as credentials
-_TOKEN = re.compile(r"[\x21-\x7e]+")
+_VISIBLE = re.compile(r"[\x21-\x7e]+")  # what may stand in a header, or in a request's line
 _CLIENT = "pullpipe"  # as whom a token server knows us; it needs no registration
 _ANSWER_LIMIT = 1 << 20  # bytes of a token server's answer
 _LIFE = 60  # seconds that a token is good for unless the server tells (token specification of distribution)
@@ -54,7 +54,6 @@ class _Answer(NamedTuple):
     """A token server's."""
 
     status: int
-    reason: str
     wait: float | None  # seconds that it asks for
     body: bytes
 
@@ -75,6 +74,7 @@ class Authorizer:
         self._keyring = keyring
         self._tokens = tokens if actions == "pull" and not keyring.gives(endpoint.registry) else TokenCache()
         self._actions = actions
+        self._registry = endpoint.registry
         self._place = endpoint.registry, endpoint.repository
         self._authenticated = keyring.has(*self._place)
         self._renewing = asyncio.Lock()
@@ -89,8 +89,8 @@ class Authorizer:
     def remedy(self) -> str:
         """What the user can do where the header does not help."""
         if self._credentials is None:
-            return f"`pullpipe login {self._place[0]}` first, or give --creds USER:PASSWORD"
-        again = "" if self._keyring.gives(self._place[0]) else f", or `pullpipe login {self._place[0]}` anew"
+            return f"`pullpipe login {self._registry}` first, or give --creds USER:PASSWORD"
+        again = "" if self._keyring.gives(self._registry) else f", or `pullpipe login {self._registry}` anew"
         return f"check the credentials of {self._credentials.user!r}{again}"
 
     async def renew(self, refused: str | None, challenge: str) -> None:
@@ -119,44 +119,45 @@ class Authorizer:
     async def _authorization(self, header: str) -> str:
         challenge = Challenge.parse(header)
         if challenge is None:
-            raise Unauthorized(f"{self._place[0]} refuses access{self._for} and does not say how to authenticate")
+            raise Unauthorized(
+                f"{self._registry} refuses access{self._for} and does not say how to authenticate; tell its owner"
+            )
         # In a thread: a helper may take its time.
         credentials = self._credentials = await asyncio.to_thread(self._keyring.find, *self._place)
         if credentials and credentials.registry_token:
-            if not _TOKEN.fullmatch(credentials.registry_token):
-                raise Unauthorized(f"the token for {self._place[0]} in the auth file is none; {self.remedy}")
+            if not _VISIBLE.fullmatch(credentials.registry_token):
+                raise Unauthorized(f"the token for {self._registry} in the auth file is none; {self.remedy}")
             return f"Bearer {credentials.registry_token}"
         if challenge.scheme == "bearer":
             return f"Bearer {await self._token(challenge, credentials)}"
         if credentials is None:
-            raise Unauthorized(f"{self._place[0]} needs authentication{self._for}; {self.remedy}")
+            raise Unauthorized(f"{self._registry} needs authentication{self._for}; {self.remedy}")
         if credentials.identity_token:
-            raise Unauthorized(f"{self._place[0]} takes no identity token, but a password{self._for}; {self.remedy}")
+            raise Unauthorized(f"{self._registry} takes no identity token, but a password{self._for}; {self.remedy}")
         return credentials.header()
 
     async def _token(self, challenge: Challenge, credentials: Credentials | None) -> str:
         """A token of the server that the challenge names; it is kept."""
-        realm = _realm(self._place[0], challenge, secret=credentials is not None)
+        realm = _realm(self._registry, challenge, secret=credentials is not None)
         answer = await self._ask(realm, challenge, credentials)
         if credentials and answer.status in (400, 401, 403):  # 400 is OAuth2's word for it: RFC 6749, 5.2
             raise Unauthorized(
-                f"{self._place[0]} does not let {credentials.user!r} in{self._for} "
+                f"{self._registry} does not let {credentials.user!r} in{self._for} "
                 f"(its token server {realm.netloc} answered {answer.status}); {self.remedy}"
             )
         if answer.status in (401, 403):
             raise Unauthorized(
-                f"{self._place[0]} needs authentication{self._for}, or there is no such image; {self.remedy}"
+                f"{self._registry} needs authentication{self._for}, or there is no such image; {self.remedy}"
             )
         if answer.status != 200:
             raise UnexpectedAnswer(
-                f"the token server {realm.netloc} answered {answer.status} {answer.reason}; "
-                "try again later, or tell its owner",
+                f"the token server {realm.netloc} answered {answer.status}; try again later, or tell its owner",
                 transient=answer.status in TRANSIENT,
                 wait=answer.wait,
             )
         document = _object(answer.body)
         token = document.get("token") or document.get("access_token")
-        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        if not isinstance(token, str) or not _VISIBLE.fullmatch(token):
             raise UnexpectedAnswer(f"the token server {realm.netloc} gave no usable token; tell its owner")
         successor = document.get("refresh_token")
         if credentials and credentials.identity_token and isinstance(successor, str):
@@ -185,7 +186,8 @@ class Authorizer:
     ) -> _Answer:
         # A token server on another host is to prove itself as the registry; all else of the registry's is not for it.
         same = url.netloc == self._endpoint.host
-        there = self._endpoint if same else Endpoint(url.netloc, url.netloc, "", tls=self._endpoint.tls)
+        tls = self._endpoint.tls._replace(certificate="", key="")
+        there = self._endpoint if same else Endpoint(url.netloc, url.netloc, "", tls=tls)
         headers = {"Authorization": authorization} if authorization else {}
         if form is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
@@ -197,29 +199,30 @@ class Authorizer:
                 body += piece
                 if len(body) > _ANSWER_LIMIT:
                     raise UnexpectedAnswer(f"the token server {url.netloc} sent more than a token; tell its owner")
-            return _Answer(response.status, response.reason or "", retry_after(response.headers), body)
+            return _Answer(response.status, retry_after(response.headers), body)
 
     def _scopes(self, challenge: Challenge) -> list[str]:
         """Those that the challenge states; and ours, when it states none, or maybe less than what we will do."""
         stated = challenge.parameters.get("scope", "").split()
-        ours = f"repository:{self._place[1]}:{self._actions}"
-        if self._place[1] and ours not in stated and (not stated or self._actions != "pull"):
+        ours = f"repository:{self._endpoint.repository}:{self._actions}"
+        if self._endpoint.repository and ours not in stated and (not stated or self._actions != "pull"):
             stated.append(ours)
         return stated
 
     @property
     def _for(self) -> str:
-        return f" for {self._place[1]}" if self._place[1] else ""
+        return f" for {self._endpoint.repository}" if self._endpoint.repository else ""
 
 
 def _realm(registry: str, challenge: Challenge, *, secret: bool) -> SplitResult:
     """The token server's URL. Nothing that is secret is sent over the network without TLS."""
     try:
-        realm = urlsplit(challenge.parameters.get("realm", ""))._replace(fragment="")
+        text = challenge.parameters.get("realm", "")
+        realm = urlsplit(text)._replace(fragment="")
         usable = realm.scheme in ("http", "https") and _HOST.fullmatch(realm.netloc) and realm.port != 0
     except ValueError:
         usable = None
-    if not usable:
+    if not usable or not _VISIBLE.fullmatch(text):
         raise UnexpectedAnswer(f"{registry} names no token server that can be used; tell its owner")
     if realm.scheme == "http" and secret and not is_loopback(realm.netloc):
         raise Unauthorized(

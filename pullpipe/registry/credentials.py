@@ -115,7 +115,7 @@ class AuthFile:
         if not all(isinstance(text, str) for text in (user, password, identity, token)):
             # Not from the cause: a part of the secret may be with it.
             raise BadConfiguration(f"the entry {key!r} of {self.path} is damaged; remove it, and log in anew")
-        return Credentials(user, password, identity, token)
+        return Credentials(user or _TOKEN_USER, password, identity, token)
 
     def _helper(self, name: object, server: str) -> tuple[Helper, str] | None:
         if name is not None and not isinstance(name, str):

@@ -376,6 +376,8 @@ class TestRealm:
             "https://127.0.0.1:port/token",
             "https://127.0.0.1:99999/token",
             "https://a b.example/token",
+            "https://127.0.0.1/to ken",
+            "https://127.0.0.1/t\u00f6ken",
             "https://\x1b[31m.example/token",
         ],
     )
@@ -407,6 +409,18 @@ class TestRealm:
             for asked in other.asked:
                 assert (asked.method, asked.authorization) == ("GET", "")
                 assert PASSWORD not in str(asked.fields)
+
+    @pytest.mark.parametrize("same", [True, False])
+    def test_settings_of_the_registry(self, server: TokenServer, same: bool) -> None:
+        """Its own headers are not for a token server elsewhere."""
+
+        async def main() -> None:
+            async with Http(Proxies(), 30) as http:
+                endpoint = Endpoint(HOST, server.host if same else HOST, REPOSITORY, headers={"X-Key": "secret"})
+                await Authorizer(http, endpoint, Keyring(), TokenCache()).renew(None, bearer(server))
+
+        asyncio.run(main())
+        assert server.asked[0].headers.get("X-Key") == ("secret" if same else None)
 
 
 class TestRenewal:

@@ -31,9 +31,14 @@ class Asked:
 
     method: str
     fields: Mapping[str, list[str]]  # the query's, or the form's
-    authorization: str  # the header
+    headers: Mapping[str, str]
     status: int
     answer: Mapping[str, Any]
+
+    @property
+    def authorization(self) -> str:
+        """The header."""
+        return self.headers.get("Authorization", "")
 
 
 class TokenServer:
@@ -101,7 +106,7 @@ class TokenServer:
                 self._answer(self.rfile.read(int(self.headers["Content-Length"])).decode())
 
             def _answer(self, text: str) -> None:
-                status, answer = server._answer(self.command, parse_qs(text), self.headers.get("Authorization", ""))
+                status, answer = server._answer(self.command, parse_qs(text), dict(self.headers))
                 body = server.body or json.dumps(answer).encode()
                 self.send_response(status)
                 if server.redirect:
@@ -115,15 +120,17 @@ class TokenServer:
 
         return Handler
 
-    def _answer(self, method: str, fields: Mapping[str, list[str]], authorization: str) -> tuple[int, dict[str, Any]]:
-        user = self._user(fields, authorization)
+    def _answer(
+        self, method: str, fields: Mapping[str, list[str]], headers: Mapping[str, str]
+    ) -> tuple[int, dict[str, Any]]:
+        user = self._user(fields, headers.get("Authorization", ""))
         status = 307 if self.redirect else self.statuses.get(method, 401 if user is None else 200)
         answer: dict[str, Any] = {}
         if status == 200:
             scopes = [scope for text in fields.get("scope", []) for scope in text.split()]
             name = "access_token" if method == "POST" else "token"
             answer = {name: self._sign(scopes, user or ""), "expires_in": self.seconds, **self.changes}
-        self.asked.append(Asked(method, fields, authorization, status, answer))
+        self.asked.append(Asked(method, fields, headers, status, answer))
         return status, answer
 
     def _user(self, fields: Mapping[str, list[str]], authorization: str) -> str | None:
