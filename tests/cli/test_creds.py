@@ -17,7 +17,7 @@ from pullpipe.registry.tokens import TokenCache
 from tests.cli.rig import digest_of, fails, ok, started
 from tests.conftest import Cli, require
 from tests.support.helpers import CredentialHelper
-from tests.support.hostile import Fault, FaultyRegistry
+from tests.support.hostile import BASIC, Fault, FaultyRegistry
 from tests.support.registry import Registry
 from tests.support.tokens import TokenServer
 
@@ -125,6 +125,20 @@ class TestTokens:
         ok(cli, "pull", "-q", "--creds", f"u:{PASSWORD}", reference)
         ok(cli, "pull", "-q", reference)
         assert [asked.authorization for asked in server.asked] == ["", f"Basic {ENCODED}"]
+
+    @pytest.mark.parametrize("fault", [Fault.BEARER, Fault.BEARER_WITH_CREDENTIALS])
+    def test_unchanged_tag(self, cli: Cli, layout: Path, fault: Fault) -> None:
+        """With the token of the pull before, it takes one request."""
+        with FaultyRegistry(layout, {fault}) as registry:
+            if fault is Fault.BEARER_WITH_CREDENTIALS:
+                there = Path(os.environ["DOCKER_CONFIG"], "config.json")
+                write(there, registry.host, auth=BASIC.removeprefix("Basic "))
+            ok(cli, "pull", "-q", f"{registry.host}/a/b:image")
+            registry.requests.clear()
+            ok(cli, "pull", "-q", f"{registry.host}/a/b:image")
+            [request] = registry.requests
+        assert request.method == "HEAD"
+        assert request.headers["Authorization"].startswith("Bearer ")
 
     def test_of_another_time(self, cli: Cli, layout: Path, tokens: TokenCache) -> None:
         """Registries say that there is no such image to a token without the right to see it: that may be an old one."""
