@@ -47,6 +47,7 @@ def _nothing_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
     for variable in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DOCKER_CONFIG"):
         (directory / variable).mkdir(mode=0o700)
         monkeypatch.setenv(variable, str(directory / variable))
+    (directory / "DOCKER_CONFIG" / "config.json").write_text("{}")  # podman insists on one where that is set
 
 
 @pytest.fixture(scope="session")
