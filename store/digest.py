@@ -27,6 +27,8 @@ class Digest(NamedTuple):
     def parse(cls, text: str) -> Digest:
         """Raises `InvalidDigest` for anything but sha256 or sha512 with all its lower-case hex digits."""
         algorithm, _, digits = text.partition(":")
+        if digits and algorithm not in _HEX_LENGTH:
+            raise InvalidDigest(f"invalid digest {text[:200]!r}: the algorithms are sha256 and sha512")
         if len(digits) != _HEX_LENGTH.get(algorithm, -1) or not _HEX_DIGITS.issuperset(digits):
             raise InvalidDigest(f"invalid digest {text[:200]!r}: expected sha256:<64 hex> or sha512:<128 hex>")
         return cls(algorithm, digits)

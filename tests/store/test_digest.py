@@ -70,6 +70,13 @@ def test_what_is_no_digest(text: str) -> None:
     assert isinstance(caught.value, ValueError)
 
 
+@pytest.mark.parametrize("text", [f"blake3:{A}", f"sha384:{A}{A[:32]}", "md5:" + A[:32], "multihash+base58:QmRZxt2b1"])
+def test_an_algorithm_that_is_not_registered(text: str) -> None:
+    """It may well be a digest; the error says what is supported."""
+    with pytest.raises(InvalidDigest, match=r"algorithms are sha256 and sha512"):
+        Digest.parse(text)
+
+
 def test_the_error_does_not_repeat_a_megabyte() -> None:
     """It is shown to a user, and the text may come from a hostile registry."""
     with pytest.raises(InvalidDigest) as caught:
