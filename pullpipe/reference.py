@@ -13,6 +13,7 @@ from store.digest import Digest
 from store.errors import InvalidDigest
 
 DEFAULT_REGISTRY = "docker.io"
+_HUB_ALIASES = ("index.docker.io", "registry-1.docker.io")  # how its API is called, and was
 
 _COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
@@ -80,7 +81,7 @@ def _split_registry(name: str) -> tuple[str, str]:
         registry, repository = DEFAULT_REGISTRY, name
     else:
         registry, repository = first, rest
-    if registry == "index.docker.io":
+    if registry in _HUB_ALIASES:
         registry = DEFAULT_REGISTRY
     if registry == DEFAULT_REGISTRY and "/" not in repository:
         repository = f"library/{repository}"

@@ -23,6 +23,11 @@ SHA512 = "sha512:" + "0123456789abcdef" * 8
         ("docker.io/alpine", "docker.io/library/alpine:latest"),
         ("docker.io/user/name:1", "docker.io/user/name:1"),
         ("index.docker.io/alpine", "docker.io/library/alpine:latest"),
+        ("index.docker.io/user/name:1", "docker.io/user/name:1"),
+        ("docker.io/library/alpine", "docker.io/library/alpine:latest"),
+        # Docker takes this one for another registry, and so has images under two names.
+        ("registry-1.docker.io/alpine", "docker.io/library/alpine:latest"),
+        ("registry-1.docker.io/user/name:1", "docker.io/user/name:1"),
         ("docker.io", "docker.io/library/docker.io:latest"),
         ("localhost", "docker.io/library/localhost:latest"),
         ("test.com:8080", "docker.io/library/test.com:8080"),
