@@ -175,4 +175,5 @@ def _one_line(error: Exception) -> str:
         text = f"cannot use{where or ' the store'}: {reason}; {remedy}"
     else:
         text = str(error)
-    return " ".join(text.split())
+    # What a registry says may be in it, and must not reach a terminal as anything but text.
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
