@@ -26,7 +26,8 @@ from typing import Any, Literal
 import zstandard
 
 from pullpipe.errors import DemoError
-from pullpipe.oci import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Platform
+from pullpipe.oci import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
+from pullpipe.platforms import Platform
 from store.digest import Digest
 
 Compression = Literal["gzip", "zstd", "plain"]

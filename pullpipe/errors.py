@@ -145,3 +145,12 @@ class CommandNotExecutable(RunError):
     """The command is there and cannot be executed."""
 
     exit_code = 126
+
+
+def first_cause(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What went wrong first; the rest of a task group's errors are its consequences, as is the end of a worker."""
+    causes, consequences = errors.split(lambda error: not isinstance(error, BaseExceptionGroup | WorkerDied))
+    error: BaseException = causes or consequences or errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

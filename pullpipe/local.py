@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from pullpipe.errors import InvalidDocument, NotFound
-from pullpipe.oci import ImageConfig, Index, Manifest, Platform, chain_ids, parse_document
+from pullpipe.oci import ImageConfig, Index, Manifest, chain_ids, links, parse_document
+from pullpipe.platforms import Platform
 from pullpipe.reference import Reference
 from store import Digest, ImageRecord, Store, StoreError
 from store.gc import Marks, Swept, sweep
@@ -56,6 +58,11 @@ def load_whole(store: Store, record: ImageRecord) -> LocalImage | None:
     return image if whole else None
 
 
+def is_complete(store: Store, record: ImageRecord, *, all_platforms: bool = False) -> bool:
+    """Whether nothing of the image is missing or damaged; nor, when that counts, of what its index leads to besides."""
+    return load_whole(store, record) is not None and (not all_platforms or whole(store, record.resolved))
+
+
 def find(store: Store, reference: Reference) -> LocalImage:
     """The image of this name. Raises `NotFound` with what to do."""
     record = store.images.get(str(reference))
@@ -72,19 +79,21 @@ def remove(store: Store, reference: Reference) -> Swept:
 
 
 def collect(store: Store) -> Swept:
-    """Removes what no image and no container leads to. The caller holds the store exclusively."""
+    """Removes what no image and no container leads to. The caller holds the store exclusively.
+
+    Of an image that came from an index all that the index leads to stays, as far as it is here: other platforms'
+    blobs, attestations.
+    """
     marks = Marks(blobs=set(), layers=set(), variants=set(), stacks={container.stack for container in store.containers})
     for record in store.images:
-        marks.blobs.update({record.manifest, record.resolved})
+        marks.blobs.update(digest for digest, _ in _led_to(store, record.manifest, record.resolved))
         try:
             image = load(store, record)
         except (InvalidDocument, StoreError):
             continue  # damaged: what it names cannot be known, and it cannot be used either
-        marks.blobs.update({image.manifest.config.digest, *(layer.digest for layer in image.manifest.layers)})
         marks.layers.update(image.config.diff_ids)
         marks.stacks.add(image.chain_id)
-    for digest in store.images.foreign():
-        _mark_documents(store, digest, marks.blobs)
+    marks.blobs.update(digest for digest, _ in _led_to(store, *store.images.foreign()))
     for chain_id in marks.stacks:
         if chain_id in store.stacks:
             info = store.stacks.info(chain_id)
@@ -93,17 +102,36 @@ def collect(store: Store) -> Swept:
     return sweep(store, marks)
 
 
-def _mark_documents(store: Store, digest: Digest, blobs: set[Digest]) -> None:
-    """Another program's manifest or index, and all blobs that it leads to."""
-    if digest in blobs or digest not in store.blobs:
-        return
-    blobs.add(digest)
-    try:
-        parsed = parse_document(store.blobs.read(digest))
-    except (InvalidDocument, StoreError):
-        return  # of a kind that we do not know
-    if isinstance(parsed, Index):
-        for entry in parsed.manifests:
-            _mark_documents(store, entry.digest, blobs)
-    else:
-        blobs.update({parsed.config.digest, *(layer.digest for layer in parsed.layers)})
+def missing(store: Store, digest: Digest) -> list[Digest]:
+    """What a manifest or index leads to, itself included, and the store does not have.
+
+    A document that is missing, or damaged, may lead to more. An index's entries of unknown media types do not count.
+    """
+    return [found for found, here in _led_to(store, digest) if not here]
+
+
+def whole(store: Store, digest: Digest) -> bool:
+    """Whether the store has all that a manifest or index leads to: all platforms' blobs, if it is an index."""
+    return not missing(store, digest)
+
+
+def _led_to(store: Store, *documents: Digest) -> Iterator[tuple[Digest, bool]]:
+    """All that manifests and indexes lead to, themselves first: its digest, and whether it is in the store."""
+    todo = list(documents)
+    blobs: set[Digest] = set()
+    seen: set[Digest] = set()
+    while todo:
+        digest = todo.pop()
+        if digest in seen:
+            continue
+        seen.add(digest)
+        try:
+            found = links(store.blobs.read(digest))
+        except (InvalidDocument, StoreError):
+            yield digest, False
+            continue
+        yield digest, True
+        todo += [entry.digest for entry in found.manifests]
+        blobs.update(blob.digest for blob in found.blobs)
+        yield from ((entry.digest, True) for entry in found.unknown)
+    yield from ((blob, blob in store.blobs) for blob in blobs)

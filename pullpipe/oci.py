@@ -7,12 +7,14 @@ ways, are errors (CVE-2021-41190). Nothing here touches a network or a disk.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+import re
+from binascii import a2b_base64
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from pullpipe.errors import InvalidDocument, NoSuchPlatform
+from pullpipe.errors import InvalidDocument
+from pullpipe.platforms import Platform
 from store.digest import Digest
 from store.errors import InvalidDigest
 
@@ -29,6 +31,8 @@ DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
 MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 _CONFIGS = frozenset({OCI_CONFIG, DOCKER_CONFIG})
+# What old registries and clients called the config of a schema 2 image; Docker and containerd take it, too.
+_OLD_DOCKER_CONFIGS = frozenset({"application/octet-stream", "application/json", "text/html", ""})
 _SCHEMA_1 = frozenset(
     {
         "application/vnd.docker.distribution.manifest.v1+json",
@@ -40,53 +44,8 @@ _LAYER_PREFIXES = ("application/vnd.oci.image.layer.", "application/vnd.docker.i
 # What a registry may send as one document. distribution-spec asks for at least 4 MiB; containerd takes 8.
 DOCUMENT_LIMIT = 8 << 20
 
-# What `uname -m` says, as the Go names that images use.
-_MACHINES = {
-    "x86_64": ("amd64", ""),
-    "aarch64": ("arm64", ""),
-    "armv7l": ("arm", "v7"),
-    "armv6l": ("arm", "v6"),
-    "i686": ("386", ""),
-    "i386": ("386", ""),
-    "ppc64le": ("ppc64le", ""),
-    "s390x": ("s390x", ""),
-    "riscv64": ("riscv64", ""),
-    "loongarch64": ("loong64", ""),
-}
-_DEFAULT_VARIANTS = {"arm": "v7", "arm64": "v8"}
-
-
-class Platform(NamedTuple):
-    """`os/architecture[/variant]` in Go's names: linux/amd64, linux/arm/v7."""
-
-    os: str
-    architecture: str
-    variant: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> Platform:
-        """Raises `InvalidDocument` for anything but two or three parts."""
-        parts = text.split("/")
-        if not 2 <= len(parts) <= 3 or not all(parts):
-            raise InvalidDocument(f"invalid platform {text!r}: expected OS/ARCH or OS/ARCH/VARIANT, as linux/arm64")
-        return cls(*parts)
-
-    @classmethod
-    def of_this_machine(cls) -> Platform:
-        """What this kernel runs."""
-        machine = os.uname().machine
-        return cls("linux", *_MACHINES.get(machine, (machine, "")))
-
-    def accepts(self, other: Platform) -> bool:
-        """Whether an image for `other` is what was asked for. arm64 and arm64/v8 are one, arm means arm/v7."""
-        return self._key() == other._key()
-
-    def _key(self) -> tuple[str, str, str]:
-        variant = self.variant or _DEFAULT_VARIANTS.get(self.architecture, "")
-        return self.os, self.architecture, variant
-
-    def __str__(self) -> str:
-        return "/".join(filter(None, self))
+# ASCII without blanks; with a host, and without a user's name or password before it.
+_URL = re.compile(r"(?=[!-~]+\Z)https?://[^/?#@\\]+(?:[/?#].*)?", re.IGNORECASE)
 
 
 class Descriptor(NamedTuple):
@@ -97,7 +56,8 @@ class Descriptor(NamedTuple):
     size: int
     platform: Platform | None = None
     annotations: Mapping[str, str] = MappingProxyType({})
-    urls: tuple[str, ...] = ()  # where it may be had besides
+    urls: tuple[str, ...] = ()  # where else it can be had, by http or https
+    data: bytes | None = None  # the blob itself, size and digest proven, where the descriptor has it in it
 
     @classmethod
     def from_json(cls, value: object, what: str) -> Descriptor:
@@ -106,7 +66,7 @@ class Descriptor(NamedTuple):
         platform = None
         if fields.get("platform") is not None:
             found = _expect(fields["platform"], dict, f"{what}.platform")
-            platform = Platform(
+            platform = Platform.of(
                 _text(found, "os", f"{what}.platform"),
                 _text(found, "architecture", f"{what}.platform"),
                 _text(found, "variant", f"{what}.platform", default=""),
@@ -114,13 +74,17 @@ class Descriptor(NamedTuple):
         size = fields.get("size")
         if type(size) is not int or size < 0:
             raise InvalidDocument(f"{what}.size is {size!r}, not a number of bytes")
+        digest = _digest(fields.get("digest"), f"{what}.digest")
         annotations = _optional(fields, "annotations", dict, what) or {}
+        urls = _optional(fields, "urls", list, what) or []
         return cls(
             media_type=_text(fields, "mediaType", what),
-            digest=_digest(fields.get("digest"), f"{what}.digest"),
+            digest=digest,
             size=size,
             platform=platform,
             annotations={key: _text(annotations, key, f"{what}.annotations") for key in annotations},
+            urls=tuple(url for url in urls if _URL.fullmatch(_expect(url, str, f"{what}.urls"))),
+            data=_data(_text(fields, "data", what, default=""), digest, size, f"{what}.data"),
         )
 
 
@@ -138,32 +102,30 @@ class Index(NamedTuple):
     media_type: str
     manifests: tuple[Descriptor, ...]
 
-    def choose(self, platform: Platform, reference: object) -> Descriptor:
-        """The first entry for this platform; failing that, the only image there is when it names no platform.
-
-        Entries of unknown media types and attestations (platform unknown/unknown) are passed over. An index in the
-        index counts when it names the platform, or none. Raises `NoSuchPlatform`.
-        """
-        known = [
+    @property
+    def images(self) -> tuple[Descriptor, ...]:
+        """The entries but for those of unknown media types, and attestations (platform unknown/unknown)."""
+        return tuple(
             entry
             for entry in self.manifests
             if entry.media_type in MANIFESTS | INDEXES and not (entry.platform and entry.platform.os == "unknown")
-        ]
-        for entry in known:
-            if entry.platform is not None and platform.accepts(entry.platform):
-                return entry
-        unnamed = [entry for entry in known if entry.platform is None]
-        if len(unnamed) == 1:
-            return unnamed[0]
-        offered = sorted({str(entry.platform) for entry in known if entry.platform})
-        there = f"it has {', '.join(offered)}; choose one with --platform" if offered else "it has none at all"
-        raise NoSuchPlatform(f"{reference} has no image for {platform}: {there}")
+        )
+
+
+def best(entries: Iterable[Descriptor], platform: Platform) -> Descriptor | None:
+    """The entry that suits the platform best; of several that suit it alike, the first, as image-index.md says."""
+    suitable = [
+        (distance, entry)
+        for entry in entries
+        if entry.platform is not None and (distance := platform.distance(entry.platform)) is not None
+    ]
+    return min(suitable, key=lambda item: item[0])[1] if suitable else None
 
 
 class ImageConfig(NamedTuple):
     """What the image's config says (image-spec, config.md)."""
 
-    platform: Platform
+    platform: Platform  # old images leave it out: for Linux, then, on whatever architecture they were asked for
     diff_ids: tuple[Digest, ...]  # lowest first, one for each of the manifest's layers
     env: tuple[str, ...]
     entrypoint: tuple[str, ...]
@@ -184,9 +146,9 @@ class ImageConfig(NamedTuple):
             )
         settings = _optional(document, "config", dict, "config") or {}
         return cls(
-            platform=Platform(
-                _text(document, "os", "config"),
-                _text(document, "architecture", "config"),
+            platform=Platform.of(
+                _text(document, "os", "config", default="") or "linux",
+                _text(document, "architecture", "config", default=""),
                 _text(document, "variant", "config", default=""),
             ),
             diff_ids=tuple(_digest(value, "config.rootfs.diff_ids") for value in diff_ids),
@@ -231,15 +193,47 @@ def parse_document(data: bytes, content_type: str = "") -> Manifest | Index:
 
 def _parse_manifest(document: dict[str, Any], media_type: str) -> Manifest:
     config = Descriptor.from_json(document.get("config"), "manifest.config")
-    if config.media_type not in _CONFIGS:
+    taken = _CONFIGS | _OLD_DOCKER_CONFIGS if media_type == DOCKER_MANIFEST else _CONFIGS
+    if config.media_type not in taken:
         kind = _text(document, "artifactType", "manifest", default="") or config.media_type
         raise InvalidDocument(f"this is an artifact ({kind[:200]}), not a container image: nothing to unpack")
-    layers = _expect(document.get("layers"), list, "manifest.layers")
+    layers = _list(document, "layers", "manifest")
     descriptors = tuple(Descriptor.from_json(e, f"manifest.layers[{n}]") for n, e in enumerate(layers))
     for number, layer in enumerate(descriptors):
         if not layer.media_type.startswith(_LAYER_PREFIXES) or layer.media_type.endswith("+encrypted"):
             raise InvalidDocument(f"layer {number} has the media type {layer.media_type[:200]!r}, which is no layer's")
     return Manifest(media_type, config, descriptors)
+
+
+class Links(NamedTuple):
+    """What a manifest or index leads to, directly."""
+
+    manifests: tuple[Descriptor, ...]  # documents like it
+    blobs: tuple[Descriptor, ...]
+    unknown: tuple[Descriptor, ...]  # an index's entries of other media types, which may be anything
+
+
+def links(data: bytes) -> Links:
+    """What the document leads to, of whatever kind it is: an image, an index, an attestation, an artifact.
+
+    Raises `InvalidDocument`.
+    """
+    document = _load(data, "manifest")
+    blobs = []
+    if document.get("config") is not None:
+        blobs.append(Descriptor.from_json(document["config"], "manifest.config"))
+    for name in ("layers", "blobs"):  # artifacts had blobs for a while
+        if name in document:
+            found = _list(document, name, "manifest")
+            blobs += [Descriptor.from_json(entry, f"manifest.{name}[{n}]") for n, entry in enumerate(found)]
+    entries = _list(document, "manifests", "index") if "manifests" in document else []
+    manifests = [Descriptor.from_json(entry, f"index.manifests[{n}]") for n, entry in enumerate(entries)]
+    known = INDEXES | MANIFESTS
+    return Links(
+        tuple(entry for entry in manifests if entry.media_type in known),
+        tuple(blobs),
+        tuple(entry for entry in manifests if entry.media_type not in known),
+    )
 
 
 def _guess(document: dict[str, Any]) -> str:
@@ -259,6 +253,13 @@ def _expect(value: object, kind: type[_T], what: str) -> _T:
     if not isinstance(value, kind):
         raise InvalidDocument(f"{what} is {type(value).__name__}, where {kind.__name__} must stand")
     return value
+
+
+def _list(fields: dict[str, Any], name: str, what: str) -> list[Any]:
+    """What must be there, and may be null when it is empty, as Go's encoder writes it."""
+    if name not in fields:
+        raise InvalidDocument(f"{what} has no {name}")
+    return _optional(fields, name, list, what) or []
 
 
 def _optional(fields: dict[str, Any], name: str, kind: type[_T], what: str) -> _T | None:
@@ -284,6 +285,19 @@ def _digest(value: object, what: str) -> Digest:
         return Digest.parse(_expect(value, str, what))
     except InvalidDigest as error:
         raise InvalidDocument(f"{what}: {error}") from error
+
+
+def _data(text: str, digest: Digest, size: int, what: str) -> bytes | None:
+    """A descriptor's `data` (image-spec, descriptor.md): base64 of RFC 4648, and the very blob."""
+    if not text:
+        return None
+    try:
+        data = a2b_base64(text, strict_mode=True)
+    except ValueError as error:
+        raise InvalidDocument(f"{what} is not base64: {error}") from error
+    if len(data) != size or not digest.matches(data):
+        raise InvalidDocument(f"{what} is not what digest and size beside it say: refused, one of the two is wrong")
+    return data
 
 
 def chain_ids(diff_ids: Sequence[Digest]) -> list[Digest]:

@@ -26,8 +26,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from pullpipe.oci import Platform
 from pullpipe.pipe.pull import Options, pull
+from pullpipe.platforms import Platform
 from pullpipe.progress import Progress
 from pullpipe.reference import Reference
 from pullpipe.registry.client import Network, RegistryClient

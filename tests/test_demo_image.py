@@ -19,7 +19,7 @@ import zstandard
 from pullpipe import demo
 from pullpipe.demo import DemoImage, DemoLayer, build_image
 from pullpipe.errors import DemoError
-from pullpipe.oci import Platform
+from pullpipe.platforms import Platform
 from store.digest import Digest
 
 

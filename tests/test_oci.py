@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from typing import Any
 
 import pytest
 
-from pullpipe.errors import InvalidDocument, NoSuchPlatform
+from pullpipe.errors import InvalidDocument
 from pullpipe.oci import (
     DOCKER_CONFIG,
     DOCKER_LIST,
@@ -20,13 +21,15 @@ from pullpipe.oci import (
     ImageConfig,
     Index,
     Manifest,
-    Platform,
+    best,
+    chain_ids,
+    links,
     parse_document,
 )
+from pullpipe.platforms import Platform
 from store import Digest
 
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
-AMD64 = Platform("linux", "amd64")
 
 
 def digest(text: str) -> str:
@@ -71,12 +74,12 @@ def parse_manifest(document: object, content_type: str = "") -> Manifest:
     return parsed
 
 
-def choose(document: object, platform: str) -> int:
+def choose(document: object, platform: str) -> int | None:
     """The place of the entry that is chosen."""
     parsed = parse(document)
     assert isinstance(parsed, Index)
-    chosen = parsed.choose(Platform.parse(platform), "example.org/a:1")
-    return parsed.manifests.index(chosen)
+    chosen = best(parsed.images, Platform.parse(platform))
+    return None if chosen is None else parsed.manifests.index(chosen)
 
 
 class TestManifest:
@@ -105,7 +108,7 @@ class TestManifest:
 
     def test_unknown_fields_are_ignored(self) -> None:
         """Annotations, subject, and what is to come."""
-        layer = descriptor(f"{OCI_LAYER}+gzip", urls=["https://example.org"], data="AA==", new={"a": 1})
+        layer = descriptor(f"{OCI_LAYER}+gzip", new={"a": 1})
         document = manifest(annotations={"a": "b"}, subject=descriptor(OCI_MANIFEST), new=[1], layers=[layer])
         assert len(parse_manifest(document).layers) == 1
 
@@ -113,8 +116,23 @@ class TestManifest:
         layer = descriptor(f"{OCI_LAYER}+gzip", annotations={"a": "b"})
         assert parse_manifest(manifest(layers=[layer])).layers[0].annotations == {"a": "b"}
 
-    def test_no_layers(self) -> None:
-        assert parse_manifest(manifest(layers=[])).layers == ()
+    @pytest.mark.parametrize("layers", ["[]", "null"])
+    def test_no_layers(self, layers: str) -> None:
+        """Go writes null for an empty list."""
+        data = json.dumps(manifest(layers=[])).replace("[]", layers)
+        parsed = parse_document(data.encode())
+        assert isinstance(parsed, Manifest)
+        assert parsed.layers == ()
+
+    @pytest.mark.parametrize("media_type", ["application/octet-stream", "application/json", "text/html", ""])
+    def test_config_of_an_old_docker_image(self, media_type: str) -> None:
+        """What old clients and registries called it; in an OCI manifest such a thing is no image's."""
+        config = descriptor(media_type)
+        layers = [descriptor(DOCKER_LAYER)]
+        parsed = parse_manifest(manifest(mediaType=DOCKER_MANIFEST, config=config, layers=layers))
+        assert parsed.config.media_type == media_type
+        with pytest.raises(InvalidDocument, match="artifact"):
+            parse(manifest(config=config))
 
     @pytest.mark.parametrize(
         "media_type",
@@ -266,6 +284,7 @@ class TestRefused:
             ("digest", 1),
             ("digest", "sha256:abc"),
             ("digest", "md5:" + "0" * 32),
+            ("digest", "blake3:" + "0" * 64),
             ("digest", "sha256:../../../../etc/passwd"),
             ("size", None),
             ("size", -1),
@@ -291,11 +310,113 @@ class TestRefused:
             parse({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests})
 
 
+class TestUrls:
+    """Where a layer can be had besides: foreign layers have this."""
+
+    def urls(self, *urls: object) -> tuple[str, ...]:
+        layer = descriptor("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", urls=list(urls))
+        return parse_manifest(manifest(layers=[layer])).layers[0].urls
+
+    def test_http_and_https(self) -> None:
+        good = ("https://example.org/x?y#z", "http://127.0.0.1:5000/blob", "HTTPS://example.org", "https://[::1]/a@b")
+        assert self.urls(*good) == good
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "",
+            "https://",
+            "https:///x",
+            "//example.org/x",
+            "ftp://example.org/x",
+            "file:///etc/passwd",
+            "javascript:alert(1)",
+            "https://user@example.org/x",
+            "https://user:secret@example.org/x",
+            "https://example.org\\@evil.org/",
+            "https://example.org/a b",
+            "https://example.org/\r\nHost: evil.org",
+            "https://ex\u00e4mple.org/",
+            " https://example.org/",
+            "https://example.org/\n",
+        ],
+    )
+    def test_others_are_ignored(self, url: str) -> None:
+        """Other schemes, credentials that a document should not choose, and what is no URL."""
+        assert self.urls(url, "https://example.org/x") == ("https://example.org/x",)
+
+    def test_none(self) -> None:
+        assert self.urls() == ()
+        assert parse_manifest(manifest(layers=[descriptor(OCI_LAYER, urls=None)])).layers[0].urls == ()
+
+    @pytest.mark.parametrize("urls", ["https://example.org", [1], [None], {}])
+    def test_wrong_type(self, urls: object) -> None:
+        with pytest.raises(InvalidDocument, match=r"layers\[0\]\.urls"):
+            parse(manifest(layers=[descriptor(OCI_LAYER, urls=urls)]))
+
+
+class TestData:
+    """A blob that is in its descriptor (image-spec, descriptor.md)."""
+
+    def layer(self, data: object, content: bytes = b"content") -> Descriptor:
+        layer = {"mediaType": OCI_LAYER, "digest": str(Digest.of(content)), "size": len(content), "data": data}
+        return parse_manifest(manifest(layers=[layer])).layers[0]
+
+    def test_is_the_blob(self) -> None:
+        assert self.layer(b64encode(b"content").decode()).data == b"content"
+        assert self.layer("AA==", b"\0").data == b"\0"
+
+    @pytest.mark.parametrize("data", [None, ""])
+    def test_none(self, data: object) -> None:
+        """Left out, as Go's encoder may write it; the blob is then to be fetched."""
+        assert self.layer(data).data is None
+
+    def test_sha512(self) -> None:
+        digest = str(Digest.of(b"x", "sha512"))
+        layer = {"mediaType": OCI_LAYER, "digest": digest, "size": 1, "data": "eA=="}
+        assert parse_manifest(manifest(layers=[layer])).layers[0].data == b"x"
+        with pytest.raises(InvalidDocument, match="refused"):
+            parse(manifest(layers=[{**layer, "data": "eQ=="}]))
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            "Y29udGVudA=",  # padding
+            "Y29udGVudA",
+            "Y29udGVudA===",
+            "=Y29udGVudA==",
+            "Y29u dGVudA==",  # what a lenient decoder skips
+            "Y29udGVudA==\n",
+            "Y29u\r\ndGVudA==",
+            "Y29udGVudA==Y29udGVudA==",
+            "Y29udGVu-A==",  # the URL's alphabet
+            "Y29udGVudA\u00e4==",
+            "*",
+        ],
+    )
+    def test_not_base64(self, data: str) -> None:
+        """As RFC 4648 has it, section 4, and nothing besides."""
+        with pytest.raises(InvalidDocument, match=r"layers\[0\]\.data is not base64"):
+            self.layer(data)
+
+    @pytest.mark.parametrize("content", [b"conten", b"contents", b"CONTENT"])
+    def test_other_bytes(self, content: bytes) -> None:
+        """Shorter, longer, different: never taken."""
+        with pytest.raises(InvalidDocument, match=r"layers\[0\]\.data.*refused"):
+            self.layer(b64encode(content).decode())
+
+    @pytest.mark.parametrize("data", [1, [], {}, True])
+    def test_wrong_type(self, data: object) -> None:
+        with pytest.raises(InvalidDocument, match=r"layers\[0\]\.data"):
+            self.layer(data)
+
+
 class TestChoice:
     def test_by_platform(self) -> None:
         document = index("linux/arm64", "linux/amd64", "windows/amd64")
         assert choose(document, "linux/amd64") == 1
         assert choose(document, "windows/amd64") == 2
+        assert choose(document, "linux/s390x") is None
 
     def test_docker_list(self) -> None:
         document = index("linux/arm64", "linux/amd64", mediaType=DOCKER_LIST)
@@ -316,27 +437,49 @@ class TestChoice:
         assert choose(index("linux/arm64"), "linux/arm64/v8") == 0
         assert choose(index("linux/arm"), "linux/arm/v7") == 0
 
-    def test_amd64_variants_are_others(self) -> None:
-        """A v3 image may not run on a plain amd64 machine."""
+    @pytest.mark.parametrize(
+        ("offered", "place"),
+        [
+            (["linux/arm/v5", "linux/arm/v6", "linux/arm/v7"], 2),
+            (["linux/arm/v7", "linux/arm/v6"], 0),
+            (["linux/arm/v5", "linux/arm/v6"], 1),
+            (["linux/arm/v6"], 0),
+            (["linux/arm/v8"], None),
+            (["linux/arm64"], None),
+        ],
+    )
+    def test_the_variant_itself_and_then_lower_ones(self, offered: list[str], place: int | None) -> None:
+        """Whatever their order: what an arm/v7 machine takes."""
+        assert choose(index(*offered), "linux/arm/v7") == place
+
+    def test_amd64_variants(self) -> None:
+        """Plain amd64 is v1; higher levels run lower ones, and not the other way around."""
         assert choose(index("linux/amd64/v3", "linux/amd64"), "linux/amd64") == 1
         assert choose(index("linux/amd64", "linux/amd64/v3"), "linux/amd64/v3") == 1
-        with pytest.raises(NoSuchPlatform):
-            choose(index("linux/amd64/v3"), "linux/amd64")
+        assert choose(index("linux/amd64", "linux/amd64/v2", "linux/amd64/v4"), "linux/amd64/v3") == 1
+        assert choose(index("linux/amd64/v2", "linux/amd64/v1"), "linux/amd64") == 1
+        assert choose(index("linux/amd64/v3"), "linux/amd64/v2") is None
+
+    def test_other_names_in_the_index(self) -> None:
+        """Of builders that did not ask Go."""
+        assert choose(index("linux/amd64", "linux/aarch64"), "linux/arm64") == 1
+        assert choose(index("Linux/x86_64"), "linux/amd64/v1") == 0
+
+    def test_windows_versions_do_not_count(self) -> None:
+        """The first of several builds."""
+        document = index("windows/amd64", "windows/amd64")
+        for number, entry in enumerate(document["manifests"]):
+            entry["platform"] |= {"os.version": f"10.0.{number}", "os.features": ["win32k"]}
+        assert choose(document, "windows/amd64") == 0
 
     def test_attestations_are_passed_over(self) -> None:
-        """What buildx adds for each image, with the platform unknown/unknown; listings do not offer it."""
+        """What buildx adds for each image, with the platform unknown/unknown; nobody can ask for them."""
         document = index("unknown/unknown", "linux/amd64", "unknown/unknown")
         for entry in document["manifests"][::2]:
             entry["annotations"] = {"vnd.docker.reference.type": "attestation-manifest"}
         assert choose(document, "linux/amd64") == 1
-        with pytest.raises(NoSuchPlatform) as caught:
-            choose(document, "linux/arm64")
-        assert "unknown" not in str(caught.value)
-
-    def test_attestations_cannot_be_asked_for(self) -> None:
-        """They are no images."""
-        with pytest.raises(NoSuchPlatform):
-            choose(index("unknown/unknown", "linux/amd64"), "unknown/unknown")
+        assert choose(document, "linux/arm64") is None
+        assert choose(document, "unknown/unknown") is None
 
     def test_unknown_media_types_are_passed_over(self) -> None:
         """The spec demands it: an index may hold more than images."""
@@ -344,46 +487,62 @@ class TestChoice:
         document["manifests"][0]["mediaType"] = "application/vnd.example.new+json"
         assert choose(document, "linux/amd64") == 1
         document["manifests"].pop()
-        with pytest.raises(NoSuchPlatform):
-            choose(document, "linux/amd64")
+        assert choose(document, "linux/amd64") is None
 
     def test_an_index_in_the_index(self) -> None:
         document = index("linux/arm64", "linux/amd64")
         document["manifests"][1]["mediaType"] = OCI_INDEX
         assert choose(document, "linux/amd64") == 1
 
-    def test_the_only_one_without_a_platform(self) -> None:
-        """It is taken when no other fits; two of them are a question, not an answer."""
-        assert choose(index(None), "linux/amd64") == 0
-        assert choose(index("linux/arm64", None), "linux/amd64") == 1
+    def test_without_a_platform(self) -> None:
+        """What it is for stands elsewhere."""
+        assert choose(index(None), "linux/amd64") is None
         assert choose(index(None, "linux/amd64"), "linux/amd64") == 1
-        with pytest.raises(NoSuchPlatform):
-            choose(index(None, None), "linux/amd64")
-
-    def test_none_fits(self) -> None:
-        """The error names the image, what was wanted, and what there is."""
-        with pytest.raises(NoSuchPlatform, match=r"example\.org/a:1.*linux/amd64.*linux/arm/v7, linux/s390x"):
-            choose(index("linux/s390x", "linux/arm/v7"), "linux/amd64")
-        with pytest.raises(NoSuchPlatform):
-            choose(index(), "linux/amd64")
 
 
-class TestPlatform:
-    @pytest.mark.parametrize("text", ["linux/amd64", "linux/arm/v7"])
-    def test_text(self, text: str) -> None:
-        assert str(Platform.parse(text)) == text
+class TestLinks:
+    """What a document leads to, whether or not it is an image."""
 
-    @pytest.mark.parametrize("text", ["", "linux", "linux/", "/amd64", "linux//v7", "linux/arm/", "a/b/c/d"])
-    def test_no_platform(self, text: str) -> None:
-        with pytest.raises(InvalidDocument, match="OS/ARCH"):
-            Platform.parse(text)
+    def digests(self, *documents: dict[str, Any]) -> list[str]:
+        return [document["digest"] for document in documents]
 
-    def test_of_this_machine(self) -> None:
-        """Linux, and an architecture by Go's name."""
-        here = Platform.of_this_machine()
-        assert here.os == "linux"
-        assert here.architecture not in ("", "x86_64", "aarch64")
-        assert here.accepts(here)
+    def test_of_an_image(self) -> None:
+        document = manifest()
+        found = links(json.dumps(document).encode())
+        assert [str(blob.digest) for blob in found.blobs] == self.digests(document["config"], *document["layers"])
+        assert found.manifests == found.unknown == ()
+
+    def test_of_an_artifact(self) -> None:
+        """A config that is none, layers of any type, no layers at all, the blobs of the form that was withdrawn."""
+        config, layer = descriptor("application/vnd.oci.empty.v1+json", "e"), descriptor("application/x", "x")
+        for document in ({"config": config, "layers": [layer]}, {"config": config, "blobs": [layer], "layers": None}):
+            found = links(json.dumps(document).encode())
+            assert [str(blob.digest) for blob in found.blobs] == self.digests(config, layer)
+
+    def test_of_an_index(self) -> None:
+        """Attestations count, and what may be anything stands apart."""
+        document = index("linux/amd64", None, "unknown/unknown", "linux/arm64")
+        document["manifests"][1]["mediaType"] = OCI_INDEX
+        document["manifests"][3]["mediaType"] = "application/vnd.example.new+json"
+        found = links(json.dumps(document).encode())
+        assert [str(one.digest) for one in found.manifests] == self.digests(*document["manifests"][:3])
+        assert [str(one.digest) for one in found.unknown] == self.digests(document["manifests"][3])
+        assert found.blobs == ()
+
+    @pytest.mark.parametrize("data", [b"", b"[]", b'{"layers": 1}', b'{"config": {}}', b'{"manifests": [1]}'])
+    def test_of_what_cannot_be_read(self, data: bytes) -> None:
+        with pytest.raises(InvalidDocument):
+            links(data)
+
+
+def test_chain_ids() -> None:
+    """As image-spec's config.md has them: the first is the diffID as it is, and sha256 makes the others of any."""
+    first, second, third = Digest.of(b"0", "sha512"), Digest.of(b"1", "sha512"), Digest.of(b"2")
+    chain = chain_ids([first, second, third])
+    assert chain[0] == first
+    assert chain[1] == Digest.of(f"{first} {second}".encode())
+    assert chain[2] == Digest.of(f"{chain[1]} {third}".encode())
+    assert chain_ids([]) == []
 
 
 class TestConfig:
@@ -428,6 +587,30 @@ class TestConfig:
         assert (config.working_dir, config.user, config.created) == ("", "", "")
         assert config.platform == Platform("linux", "arm")
 
+    @pytest.mark.parametrize("said", [{"os": None}, {"architecture": None}, {"os": ""}, {"architecture": ""}])
+    def test_platform_that_is_not_said(self, said: dict[str, Any]) -> None:
+        """Old Docker images: for Linux, and on whatever architecture."""
+        expected = {"os": "linux", "architecture": "arm"} | {name: "" for name in said if name == "architecture"}
+        platform = self.parse(**said, variant=None).platform
+        assert (platform.os, platform.architecture) == (expected["os"], expected["architecture"])
+
+    def test_other_names_of_the_platform(self) -> None:
+        assert self.parse(architecture="armhf", variant=None).platform == Platform("linux", "arm", "v7")
+        assert self.parse(architecture="x86_64", variant=None).platform == Platform("linux", "amd64")
+
+    def test_fields_of_old_docker_images(self) -> None:
+        """What is not needed may be there, and null."""
+        document = self.config() | {
+            "id": "x",
+            "container": "y",
+            "container_config": {"Cmd": ["/bin/sh", "-c", "#(nop)"], "Image": "z"},
+            "docker_version": "1.9",
+            "created": None,
+            "history": None,
+        }
+        config = ImageConfig.parse(json.dumps(document).encode(), layers=2)
+        assert (config.created, config.cmd) == ("", ("-c", "true"))
+
     @pytest.mark.parametrize("rootfs", [{"type": "layers", "diff_ids": []}, {"type": "layers", "diff_ids": None}])
     def test_no_layers(self, rootfs: object) -> None:
         assert self.parse(layers=0, rootfs=rootfs).diff_ids == ()
@@ -441,8 +624,7 @@ class TestConfig:
     @pytest.mark.parametrize(
         "changes",
         [
-            {"os": None},
-            {"architecture": None},
+            {"os": []},
             {"architecture": 1},
             {"variant": 7},
             {"rootfs": None},

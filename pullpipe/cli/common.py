@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pullpipe.cli.registries import add_registry_options
 from pullpipe.errors import NeedsRoot
-from pullpipe.oci import Platform
+from pullpipe.platforms import Platform
 from pullpipe.progress import FACES, Progress, face
 from store import Store
 

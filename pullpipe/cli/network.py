@@ -9,8 +9,8 @@ import sys
 from pullpipe.cli.common import pull_options, reporting, run_until_signal
 from pullpipe.cli.registries import Access
 from pullpipe.errors import TransferError
-from pullpipe.oci import Platform
 from pullpipe.pipe.pull import Pulled, pull
+from pullpipe.platforms import Platform
 from pullpipe.reference import Reference
 from pullpipe.registry.client import Network, RegistryClient
 from pullpipe.registry.proxies import Proxies

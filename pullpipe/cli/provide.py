@@ -18,18 +18,24 @@ def provide(store: Store, reference: Reference, arguments: argparse.Namespace) -
     An image that is here and need not be asked for costs no network, and no import of what speaks to it.
     """
     platform = platform_of(arguments)
+    all_platforms: bool = getattr(arguments, "all_platforms", False)
     record = store.images.get(str(reference))
-    if record is not None and not platform.accepts(local.platform_of(record)):
+    distance = platform.distance(local.platform_of(record)) if record is not None else None
+    if distance is None or record is None or not local.is_complete(store, record, all_platforms=all_platforms):
         record = None
-    if record is not None and local.load_whole(store, record) is None:
-        record = None
-    if record is not None and (arguments.policy in ("missing", "never") or reference.digest is not None):
+    if record is not None and (arguments.policy in ("missing", "never") or (reference.digest and distance == 0)):
         return record
     if arguments.policy == "never":
-        raise NotFound(f"{reference} for {platform} is not in the store, and --policy never forbids to pull it")
+        wanted = "all platforms" if all_platforms else platform
+        raise NotFound(f"{reference} for {wanted} is not in the store, and --policy never forbids to pull it")
     require_root("pulling")
     access = access_to(reference, arguments)
-    if record is not None and arguments.creds is None and resolved_now(reference, access) == record.resolved:
+    if (
+        record is not None
+        and distance == 0  # else another entry of the index may suit better
+        and arguments.creds is None
+        and resolved_now(reference, access) == record.resolved
+    ):
         with reporting(arguments) as progress:
             progress.note(f"{reference} is up to date")
         return record

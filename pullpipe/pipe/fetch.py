@@ -15,7 +15,7 @@ import aiofiles.os
 from pullpipe.errors import TransferError, VerificationError
 from pullpipe.oci import Descriptor
 from pullpipe.trace import Times
-from pullpipe.transports import Source
+from pullpipe.transports import Source, open_blob
 from store import Ingest
 
 _WRITE = 1 << 20  # bytes: each write costs a hop to a thread
@@ -34,7 +34,7 @@ async def fetch(
     await available(present)
     if present == descriptor.size:
         return
-    async with source.blob(descriptor, present) as arriving:
+    async with open_blob(source, descriptor, present) as arriving:
         pieces: list[bytes] = []
         waiting = 0
         now = monotonic()

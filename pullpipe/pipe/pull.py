@@ -22,17 +22,19 @@ from pullpipe.errors import (
     InvalidDocument,
     LayerError,
     VerificationError,
-    WorkerDied,
     WrongBlob,
+    first_cause,
 )
-from pullpipe.oci import Descriptor, Platform
+from pullpipe.oci import Descriptor
 from pullpipe.pipe import settle
+from pullpipe.pipe.documents import Documents
 from pullpipe.pipe.fetch import fetch
 from pullpipe.pipe.proof import proven
 from pullpipe.pipe.resolve import resolve
 from pullpipe.pipe.unpack import Channel, Worker, channel
 from pullpipe.pipe.whiteouts import set_trusted
 from pullpipe.pipe.worker import Job, Limits, Result
+from pullpipe.platforms import Platform
 from pullpipe.progress import Progress
 from pullpipe.trace import Span, Times
 from pullpipe.transports import Source
@@ -69,18 +71,24 @@ async def pull(
     """
     record = store.images.get(reference)
     resolved = await source.resolve(wanted)
-    unchanged = (
-        record is not None and record.resolved == resolved and options.platform.accepts(local.platform_of(record))
-    )
-    if record is not None and unchanged and local.load_whole(store, record) is not None:
+    if (
+        record is not None
+        and record.resolved == resolved
+        and options.platform.distance(local.platform_of(record)) == 0
+        and local.is_complete(store, record)
+    ):
         return Pulled(record, fetched=False)
     with Worker() as worker:  # starts while the manifest travels
+        documents = Documents(source, store)
         try:
             with progress.stage("resolve"):
-                image, documents = await resolve(source, wanted, reference, options.platform)
+                top = await documents.named(wanted, resolved)
+                image = await resolve(documents, top, reference, options.platform)
         except InvalidDocument as error:
             raise InvalidDocument(f"{reference}: {error}") from error
-        await _Layers(source, store, worker, options, progress).provide(image, documents)
+        if image.record == record and local.is_complete(store, record):
+            return Pulled(record, fetched=False)
+        await _Layers(source, store, worker, options, progress).provide(image, documents.found)
     return Pulled(image.record, fetched=True)
 
 
@@ -203,7 +211,7 @@ class _Layers:
                 for diff_id, layer in sorted(layers.items(), key=lambda item: -item[1].size):
                     group.create_task(self._make_one(diff_id, layer, owned))
         except BaseExceptionGroup as errors:
-            raise _first(errors) from None
+            raise first_cause(errors) from None
 
     async def _make_one(self, diff_id: Digest, layer: Descriptor, owned: ExitStack) -> None:
         """One layer, from the network to a proven directory that waits to be published.
@@ -294,7 +302,7 @@ class _Layers:
             self._progress.worked(layer, times.spans)
             result = await proven(unpacking.result(), ingest.fileno(), diff_id, layer)
         except BaseExceptionGroup as errors:
-            error = _first(errors)
+            error = first_cause(errors)
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             if full or isinstance(error, VerificationError):
                 ingest.discard()  # of no use, or in the way of whatever makes room
@@ -340,15 +348,6 @@ async def _wait_for(lock: Lock) -> None:
     # flock has no event to wait for; blocking a thread on it could not be cancelled.
     while not lock.try_acquire():  # noqa: ASYNC110
         await asyncio.sleep(_POLL)
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What went wrong first; the rest of a task group's errors are its consequences, as is the end of a worker."""
-    causes, consequences = errors.split(lambda error: not isinstance(error, BaseExceptionGroup | WorkerDied))
-    error: BaseException = causes or consequences or errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _info(diff_id: Digest, result: Result) -> LayerInfo:

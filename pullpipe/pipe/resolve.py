@@ -2,60 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pullpipe import local
-from pullpipe.errors import InvalidDocument, NoSuchPlatform, VerificationError
-from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, ImageConfig, Index, Manifest, Platform, parse_document
-from pullpipe.transports import Source
+from pullpipe.errors import InvalidDocument, NoSuchPlatform
+from pullpipe.oci import INDEXES, Descriptor, ImageConfig, Index, Manifest, best, parse_document
+from pullpipe.pipe.documents import NESTED_LIMIT, Documents, nested_too_deep
+from pullpipe.platforms import Platform, amd64_level
+from pullpipe.transports import Document
 from store import Digest, ImageRecord
 
-_NESTED_LIMIT = 4  # an index may name an index, and not for ever
 
+async def resolve(documents: Documents, top: Document, reference: str, platform: Platform) -> local.LocalImage:
+    """The platform's image, of what the reference names: a manifest, or an index, with others in it or not.
 
-async def resolve(
-    source: Source, wanted: str, reference: str, platform: Platform
-) -> tuple[local.LocalImage, dict[Digest, bytes]]:
-    """Follows indexes to the platform's manifest; returns the image, and all documents on the way with their digests.
-
-    Raises `InvalidDocument`, `NoSuchPlatform`, `VerificationError` or `TransferError`.
+    Of an index's entries the one that suits the platform best counts, and of its equals the first; only if none does,
+    those that name no platform: their configs tell. Raises `InvalidDocument`, `NoSuchPlatform`, `VerificationError` or
+    `TransferError`.
     """
-    document = await source.document(wanted)
-    resolved = document.digest
-    documents = {document.digest: document.data}
-    parsed = parse_document(document.data, document.media_type)
-    for _ in range(_NESTED_LIMIT):
-        if isinstance(parsed, Manifest):
-            break
-        chosen = parsed.choose(platform, reference)
-        document = await source.document(str(chosen.digest))
-        if document.digest != chosen.digest or len(document.data) != chosen.size:
-            raise VerificationError(f"the manifest {chosen.digest} is not what the index of {reference} promises")
-        documents[document.digest] = document.data
-        parsed = parse_document(document.data, document.media_type)
-    if isinstance(parsed, Index):
-        raise InvalidDocument(f"{reference} nests indexes more than {_NESTED_LIMIT} deep")
-    documents[parsed.config.digest] = data = await _small_blob(source, parsed.config)
-    config = ImageConfig.parse(data, layers=len(parsed.layers))
-    if resolved == document.digest and not platform.accepts(config.platform):
-        # A lone manifest says only in its config what it is for; an index's word counts for its entries.
-        raise NoSuchPlatform(f"{reference} is for {config.platform}, not {platform}; choose it with --platform")
-    record = ImageRecord(reference, document.digest, parsed.media_type, len(document.data), resolved, *config.platform)
-    return local.LocalImage(record, parsed, config), documents
+    parsed = parse_document(top.data, top.media_type)
+    if isinstance(parsed, Manifest):
+        manifest, config = parsed, await _config(documents, parsed)
+        chosen = Descriptor(manifest.media_type, top.digest, len(top.data), config.platform)
+        if not platform.accepts(config.platform):
+            raise NoSuchPlatform(f"{reference} is for {config.platform}, not {platform}; choose it with --platform")
+    else:
+        chosen = await _choose(documents, parsed, platform, reference)
+        manifest = await documents.image(chosen)
+        config = await _config(documents, manifest)
+    # The index's word counts before the config's: many a config says amd64 because its builder's machine was one.
+    said = chosen.platform if chosen.platform and chosen.platform.architecture else platform
+    record = ImageRecord(reference, chosen.digest, manifest.media_type, chosen.size, top.digest, *said)
+    return local.LocalImage(record, manifest, config)
 
 
-async def _small_blob(source: Source, descriptor: Descriptor) -> bytes:
-    """A config, in memory, proven."""
-    if descriptor.size > DOCUMENT_LIMIT:
-        raise InvalidDocument(
-            f"the config {descriptor.digest} claims {descriptor.size} bytes; {DOCUMENT_LIMIT} is the limit"
-        )
-    data = b""
-    async with source.blob(descriptor, 0) as pieces:
-        async for piece in pieces:
-            data += piece
-            if len(data) > descriptor.size:
-                break
-    if len(data) != descriptor.size or not descriptor.digest.matches(data):
-        raise VerificationError(
-            f"the config's bytes do not have the digest {descriptor.digest}; the source is damaged or lying"
-        )
-    return data
+async def _choose(documents: Documents, index: Index, platform: Platform, reference: str) -> Descriptor:
+    entries = await _manifests(documents, index, platform, NESTED_LIMIT, set())
+    chosen = best(entries, platform)
+    if chosen is None:
+        entries = [await _named(documents, entry) for entry in entries]
+        chosen = best(entries, platform)
+    if chosen is None:
+        raise _no_image(reference, platform, entries)
+    return chosen
+
+
+async def _manifests(
+    documents: Documents, index: Index, platform: Platform, depth: int, seen: set[Digest]
+) -> list[Descriptor]:
+    """The manifests of the index in their order, with those of indexes in it that name this platform or none."""
+    if depth == 0:
+        raise nested_too_deep()
+    found = []
+    for entry in index.images:
+        if entry.media_type not in INDEXES or (entry.platform and not platform.accepts(entry.platform)):
+            found.append(entry)
+        elif entry.digest not in seen:
+            seen.add(entry.digest)
+            below = await _manifests(documents, await documents.index(entry), platform, depth - 1, seen)
+            found += [one._replace(platform=one.platform or entry.platform) for one in below]
+    return found
+
+
+async def _named(documents: Documents, entry: Descriptor) -> Descriptor:
+    """The entry with its platform, by its config if it names none; what is no image has none."""
+    if entry.platform is not None:
+        return entry
+    try:
+        config = await _config(documents, await documents.image(entry))
+    except InvalidDocument:
+        return entry
+    return entry._replace(platform=config.platform)
+
+
+async def _config(documents: Documents, manifest: Manifest) -> ImageConfig:
+    return ImageConfig.parse(await documents.config(manifest.config), layers=len(manifest.layers))
+
+
+def _no_image(reference: str, platform: Platform, entries: Sequence[Descriptor]) -> NoSuchPlatform:
+    offered = sorted({str(entry.platform) for entry in entries if entry.platform})
+    there = f"it has {', '.join(offered)}; choose one with --platform" if offered else "it has none at all"
+    if (
+        platform == ("linux", "amd64", "")
+        and amd64_level()
+        and any(name.startswith("linux/amd64/") for name in offered)
+    ):
+        there += f" (this machine's processor is a linux/amd64/v{amd64_level()})"
+    return NoSuchPlatform(f"{reference} has no image for {platform}: {there}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import NamedTuple, Protocol
 
 from pullpipe.oci import Descriptor
@@ -29,3 +29,18 @@ class Source(Protocol):
 
     def blob(self, descriptor: Descriptor, offset: int) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """The blob's bytes from `offset` on. They are not verified."""
+
+
+def open_blob(
+    source: Source, descriptor: Descriptor, offset: int = 0
+) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    """The blob's bytes from `offset` on: from the descriptor, if it has them in it, or else from the source."""
+    return source.blob(descriptor, offset) if descriptor.data is None else _inline(descriptor.data, offset)
+
+
+@asynccontextmanager
+async def _inline(data: bytes, offset: int) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield data[offset:]
+
+    yield pieces()

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from pullpipe import linux, local, stack
 from pullpipe.errors import LayerError
-from pullpipe.oci import Platform
 from pullpipe.pipe.flatten import flatten
 from pullpipe.pipe.pull import Options, pull
+from pullpipe.platforms import Platform
 from pullpipe.progress import Progress
 from pullpipe.transports.files import Directory
 from pullpipe.transports.layout import LayoutSource

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 from pullpipe.errors import LayerError, PullpipeError, TransferError, VerificationError, WorkerDied
-from pullpipe.oci import Descriptor, Platform
+from pullpipe.oci import Descriptor
 from pullpipe.pipe.pull import Options, Pulled, pull
+from pullpipe.platforms import Platform
 from pullpipe.progress import Progress
 from pullpipe.transports import Document
 from pullpipe.transports.files import Directory

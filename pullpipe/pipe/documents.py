@@ -1,0 +1,138 @@
+"""The documents of one pull: manifests, indexes and configs, each proven, and remembered until they are published."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pullpipe.errors import InvalidDocument, VerificationError, first_cause
+from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, Index, Manifest, links, parse_document
+from pullpipe.transports import Document, Source, open_blob
+from store import Digest, Store, StoreError
+
+NESTED_LIMIT = 4  # indexes, each named by the one before: an index may name an index, and not for ever
+_COUNT_LIMIT = 1000
+_SIZE_LIMIT = 64 << 20  # bytes of all of them
+
+
+class Documents:
+    """What a descriptor has in it is not asked for, nor what the store has and is not damaged."""
+
+    def __init__(self, source: Source, store: Store) -> None:
+        self._source = source
+        self._store = store
+        self._size = 0
+        self.found: dict[Digest, bytes] = {}  # all that were asked for so far
+
+    async def named(self, wanted: str, resolved: Digest) -> Document:
+        """The manifest or index that a tag or digest names; `resolved` is its digest, by the source's word."""
+        data = self._present(resolved)
+        document = await self._source.document(wanted) if data is None else Document(data, "", resolved)
+        self._remember(document.digest, document.data)
+        return document
+
+    async def manifest(self, descriptor: Descriptor) -> Document:
+        """The manifest or index of an index's entry. Raises `VerificationError` when it is not what that promises."""
+        data = self._present(descriptor.digest) if descriptor.data is None else descriptor.data
+        if data is not None:
+            document = Document(data, descriptor.media_type, descriptor.digest)
+        else:
+            document = await self._source.document(str(descriptor.digest))
+        if document.digest != descriptor.digest or len(document.data) != descriptor.size:
+            raise VerificationError(f"the manifest {descriptor.digest} is not what the index that names it promises")
+        self._remember(document.digest, document.data)
+        return document
+
+    async def image(self, descriptor: Descriptor) -> Manifest:
+        """The image manifest of an index's entry. Raises `InvalidDocument` when it is something else."""
+        parsed = await self._parsed(descriptor)
+        if not isinstance(parsed, Manifest):
+            raise _other_kind(descriptor, parsed)
+        return parsed
+
+    async def index(self, descriptor: Descriptor) -> Index:
+        """The index of an index's entry. Raises `InvalidDocument` when it is something else."""
+        parsed = await self._parsed(descriptor)
+        if not isinstance(parsed, Index):
+            raise _other_kind(descriptor, parsed)
+        return parsed
+
+    async def _parsed(self, descriptor: Descriptor) -> Manifest | Index:
+        document = await self.manifest(descriptor)
+        return parse_document(document.data, document.media_type)
+
+    async def config(self, descriptor: Descriptor) -> bytes:
+        """An image's config."""
+        data = self._present(descriptor.digest)
+        if data is None:
+            try:
+                data = await self._read(descriptor)
+            except VerificationError:  # once more, from another place if there is one
+                data = await self._read(descriptor)
+        self._remember(descriptor.digest, data)
+        return data
+
+    async def blobs_below(self, top: Document) -> dict[Digest, Descriptor]:
+        """All blobs that a manifest or index leads to, of whatever kind it is; what is between them is remembered."""
+        blobs: dict[Digest, Descriptor] = {}
+        seen: set[Digest] = set()
+        level = [top]
+        for _ in range(NESTED_LIMIT + 1):
+            found = [links(document.data) for document in level]
+            blobs |= {blob.digest: blob for one in found for blob in one.blobs}
+            entries = {entry.digest: entry for one in found for entry in one.manifests if entry.digest not in seen}
+            if not entries:
+                return blobs
+            seen |= entries.keys()
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(self.manifest(entry)) for entry in entries.values()]
+            except BaseExceptionGroup as errors:
+                raise first_cause(errors) from None
+            level = [task.result() for task in tasks]
+        raise nested_too_deep()
+
+    def _present(self, digest: Digest) -> bytes | None:
+        if digest in self.found:
+            return self.found[digest]
+        try:
+            return self._store.blobs.read(digest)
+        except StoreError:
+            return None  # not here, or damaged: what comes instead will be published in its place
+
+    async def _read(self, descriptor: Descriptor) -> bytes:
+        if descriptor.size > DOCUMENT_LIMIT:
+            raise InvalidDocument(
+                f"the config {descriptor.digest} claims {descriptor.size} bytes; {DOCUMENT_LIMIT} is the limit"
+            )
+        data = b""
+        async with open_blob(self._source, descriptor) as pieces:
+            async for piece in pieces:
+                data += piece
+                if len(data) > descriptor.size:
+                    break
+        if len(data) != descriptor.size or not descriptor.digest.matches(data):
+            raise VerificationError(
+                f"the config's bytes do not have the digest {descriptor.digest}; the source is damaged or lying"
+            )
+        return data
+
+    def _remember(self, digest: Digest, data: bytes) -> None:
+        if digest not in self.found:
+            self._size += len(data)
+            self.found[digest] = data
+        if len(self.found) > _COUNT_LIMIT or self._size > _SIZE_LIMIT:
+            raise InvalidDocument(
+                f"it has more than {_COUNT_LIMIT} documents, or more than {_SIZE_LIMIT >> 20} MiB of them: refused"
+            )
+
+
+def _other_kind(descriptor: Descriptor, parsed: Manifest | Index) -> InvalidDocument:
+    return InvalidDocument(
+        f"the manifest {descriptor.digest} is {parsed.media_type}, and its index calls it {descriptor.media_type}: "
+        "refused, one of the two is wrong"
+    )
+
+
+def nested_too_deep() -> InvalidDocument:
+    """What to raise."""
+    return InvalidDocument(f"it nests indexes more than {NESTED_LIMIT} deep")
