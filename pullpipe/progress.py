@@ -27,8 +27,11 @@ class Progress:
 
     trace: Trace | None = None
 
-    def plan(self, layers: Sequence[Descriptor], missing: Sequence[Descriptor]) -> None:
-        """The image's layers, and those of them that have to be fetched or unpacked."""
+    def plan(self, layers: Sequence[Descriptor], missing: Sequence[Descriptor], what: str = "layers") -> None:
+        """The image's layers, and those of them that have to be fetched or unpacked. Each plan adds to the ones before.
+
+        `what` is another word for them, when they are blobs that are only fetched.
+        """
 
     def waiting(self, layer: Descriptor) -> None:
         """Another process is making this layer."""
@@ -62,6 +65,10 @@ class Progress:
     def finished(self, layer: Descriptor) -> None:
         """Both its digests are proven."""
 
+    def stored(self, blob: Descriptor) -> None:
+        """Its digest is proven; it is not to be unpacked."""
+        self.finished(blob)
+
     def note(self, text: str) -> None:
         """Something that the user should know."""
 
@@ -75,16 +82,19 @@ class Plain(Progress):
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
-    def plan(self, layers: Sequence[Descriptor], missing: Sequence[Descriptor]) -> None:
+    def plan(self, layers: Sequence[Descriptor], missing: Sequence[Descriptor], what: str = "layers") -> None:
         have = len(layers) - len(missing)
         size = human_size(sum(layer.size for layer in missing))
-        self.note(f"{len(layers)} layers, {have} already here, {len(missing)} to pull ({size})")
+        self.note(f"{len(layers)} {what}, {have} already here, {len(missing)} to pull ({size})")
 
     def waiting(self, layer: Descriptor) -> None:
         self.note(f"{layer.digest.short}: another process is pulling it, waiting")
 
     def finished(self, layer: Descriptor) -> None:
         self.note(f"{layer.digest.short}: pulled and unpacked, {human_size(layer.size)}")
+
+    def stored(self, blob: Descriptor) -> None:
+        self.note(f"{blob.digest.short}: pulled, {human_size(blob.size)}")
 
     def note(self, text: str) -> None:
         print(text, file=self._file, flush=True)
@@ -98,7 +108,7 @@ class JsonLines(Progress):
         self._last: dict[tuple[str, str], float] = {}
         self._stages: dict[str, dict[str, float]] = {}
 
-    def plan(self, layers: Sequence[Descriptor], missing: Sequence[Descriptor]) -> None:
+    def plan(self, layers: Sequence[Descriptor], missing: Sequence[Descriptor], what: str = "layers") -> None:
         wanted = {layer.digest for layer in missing}
         described = [
             {"digest": str(layer.digest), "size": layer.size, "missing": layer.digest in wanted} for layer in layers
@@ -151,9 +161,12 @@ class Bars(Progress):
         self._total: tqdm[Any] | None = None
         self._bars: dict[Digest, tqdm[Any]] = {}
 
-    def plan(self, layers: Sequence[Descriptor], missing: Sequence[Descriptor]) -> None:
-        if missing and self._total is None:
-            self._total = self._bar("pull", sum(layer.size for layer in missing))
+    def plan(self, layers: Sequence[Descriptor], missing: Sequence[Descriptor], what: str = "layers") -> None:
+        size = sum(layer.size for layer in missing)
+        if self._total is not None:
+            self._total.total = (self._total.total or 0) + size
+        elif missing:
+            self._total = self._bar("pull", size)
 
     def waiting(self, layer: Descriptor) -> None:
         self.note(f"{layer.digest.short}: another process is pulling it, waiting")

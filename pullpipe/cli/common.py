@@ -92,6 +92,7 @@ def pull_options(arguments: argparse.Namespace, platform: Platform) -> Options:
         jobs=arguments.jobs,
         keep_blobs=not arguments.discard_blobs,
         limits=Limits(arguments.max_size << 30, arguments.max_entries, arguments.max_ratio),
+        all_platforms=getattr(arguments, "all_platforms", False),
     )
 
 

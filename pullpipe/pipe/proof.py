@@ -36,6 +36,13 @@ async def proven(outcome: Result | LayerError, blob: int, diff_id: Digest, layer
     return outcome
 
 
+async def prove_blob(fd: int, blob: Descriptor) -> None:
+    """Raises `WrongBlob` when the bytes in the open file are not the blob's."""
+    found = await asyncio.to_thread(_digest, fd, blob.digest.algorithm)
+    if found != blob.digest.hex:
+        raise _wrong_blob(blob, found)
+
+
 def _digest(fd: int, algorithm: str) -> str:
     """The hex digest of the whole file."""
     blob_hash = new_hash(algorithm)

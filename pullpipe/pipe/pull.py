@@ -27,6 +27,7 @@ from pullpipe.errors import (
 )
 from pullpipe.oci import Descriptor
 from pullpipe.pipe import settle
+from pullpipe.pipe.complete import Rest, free_ingest
 from pullpipe.pipe.documents import Documents
 from pullpipe.pipe.fetch import fetch
 from pullpipe.pipe.proof import proven
@@ -52,6 +53,7 @@ class Options(NamedTuple):
     jobs: int = 4  # layers in flight; each costs one process and about 25 MB of memory
     keep_blobs: bool = True  # False: keep the unpacked layers only
     limits: Limits = Limits()
+    all_platforms: bool = False  # have the other platforms' blobs, too, and whatever else the index leads to
 
 
 class Pulled(NamedTuple):
@@ -67,7 +69,7 @@ async def pull(
     """Pulls what `wanted` (a tag or a digest) names at the source, and records it under `reference`.
 
     Raises `PullpipeError`, `StoreError` or `OSError`; the store is then as before, but for whole layers that had
-    arrived, and partial blobs, which the next pull continues.
+    arrived, and partial blobs, which the next pull continues. With all platforms, the image itself comes first.
     """
     record = store.images.get(reference)
     resolved = await source.resolve(wanted)
@@ -75,7 +77,7 @@ async def pull(
         record is not None
         and record.resolved == resolved
         and options.platform.distance(local.platform_of(record)) == 0
-        and local.is_complete(store, record)
+        and local.is_complete(store, record, all_platforms=options.all_platforms)
     ):
         return Pulled(record, fetched=False)
     with Worker() as worker:  # starts while the manifest travels
@@ -84,11 +86,15 @@ async def pull(
             with progress.stage("resolve"):
                 top = await documents.named(wanted, resolved)
                 image = await resolve(documents, top, reference, options.platform)
+                below = await documents.blobs_below(top) if options.all_platforms else {}
         except InvalidDocument as error:
             raise InvalidDocument(f"{reference}: {error}") from error
-        if image.record == record and local.is_complete(store, record):
+        if image.record == record and local.is_complete(store, record, all_platforms=options.all_platforms):
             return Pulled(record, fetched=False)
+        rest = Rest(source, store, options.jobs, progress, below)
+        rest.plan(image, documents.found)
         await _Layers(source, store, worker, options, progress).provide(image, documents.found)
+    await rest.provide()
     return Pulled(image.record, fetched=True)
 
 
@@ -238,10 +244,11 @@ class _Layers:
         staging = self._store.layers.stage(diff_id)
         owned.callback(staging.discard)  # nothing, once it is published
         try:
-            if layer.digest in self._store.blobs:
+            ingest = await free_ingest(self._store, layer, self._progress)
+            if ingest is None:
                 blob = await self._blob(layer, owned)
                 return staging, await self._unpack_and_prove(blob, diff_id, layer, staging)
-            return staging, await self._fetch_and_unpack(diff_id, layer, staging, owned)
+            return staging, await self._fetch_and_unpack(diff_id, layer, staging, owned.enter_context(ingest))
         except WrongBlob:
             staging.discard()
             raise
@@ -285,10 +292,9 @@ class _Layers:
             ) from error
 
     async def _fetch_and_unpack(
-        self, diff_id: Digest, layer: Descriptor, staging: Staging[LayerInfo], owned: ExitStack
+        self, diff_id: Digest, layer: Descriptor, staging: Staging[LayerInfo], ingest: Ingest
     ) -> Result:
         """The blob flows into its file while the worker follows it there."""
-        ingest = owned.enter_context(self._store.blobs.ingest(layer.digest, layer.size))
         times = self._times()
         try:
             async with channel() as words, asyncio.TaskGroup() as group:

@@ -1,0 +1,121 @@
+"""The rest of an index: the blobs of other platforms, and of attestations, fetched and proven, and not unpacked.
+
+They stay in the store as long as an image does that came from the index (`local.collect`), so that a pull for another
+platform finds them, and that the index can go elsewhere as a whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Collection, Container, Mapping
+from contextlib import ExitStack
+
+from pullpipe.errors import VerificationError, WrongBlob, first_cause
+from pullpipe.local import LocalImage
+from pullpipe.oci import Descriptor
+from pullpipe.pipe.fetch import fetch
+from pullpipe.pipe.proof import prove_blob
+from pullpipe.progress import Progress
+from pullpipe.trace import Times
+from pullpipe.transports import Source
+from store import Digest, Ingest, InUse, Store
+
+_POLL = 0.05  # seconds between two looks at a blob that another process fetches
+_BATCH = 256  # blobs that wait for their publication; each is an open file
+
+
+class Rest:
+    """The blobs below an index, as far as the store does not have them when one platform's image is there."""
+
+    def __init__(
+        self, source: Source, store: Store, jobs: int, progress: Progress, blobs: Mapping[Digest, Descriptor]
+    ) -> None:
+        self._source = source
+        self._store = store
+        self._slots = asyncio.Semaphore(jobs)
+        self._progress = progress
+        self._blobs = blobs
+
+    def plan(self, image: LocalImage, documents: Container[Digest]) -> None:
+        """Tells what there will be to fetch besides the image and the documents that are here by now."""
+        layers = zip(image.config.diff_ids, image.manifest.layers, strict=True)
+        coming = {layer.digest for diff_id, layer in layers if diff_id not in self._store.layers}
+        rest = [blob for digest, blob in self._blobs.items() if digest not in coming and digest not in documents]
+        if rest:
+            self._progress.plan(rest, [blob for blob in rest if blob.digest not in self._store.blobs], "other blobs")
+
+    async def provide(self) -> None:
+        """Has them all in the store. What has arrived stays, also when another one fails.
+
+        No blob is waited for while others are held, which another process may be waiting for: first come those that
+        nobody else fetches, and once they are published, the others.
+        """
+        while missing := [blob for digest, blob in self._blobs.items() if digest not in self._store.blobs]:
+            if not await self._fetch_all(missing[:_BATCH]):
+                ingest = await free_ingest(self._store, missing[0], self._progress)
+                if ingest is not None:  # the other process has given up
+                    ingest.close()
+
+    async def _fetch_all(self, blobs: Collection[Descriptor]) -> int:
+        """Fetches those that no other process is at, and publishes them; says how many there were."""
+        arrived: list[Ingest] = []
+        with ExitStack() as owned:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for blob in sorted(blobs, key=lambda blob: -blob.size):
+                        group.create_task(self._fetch(blob, owned, arrived))
+            except BaseExceptionGroup as errors:
+                raise first_cause(errors) from None
+            finally:
+                with self._store.shared():
+                    self._store.publish(arrived, [])
+        return len(arrived)
+
+    async def _fetch(self, blob: Descriptor, owned: ExitStack, arrived: list[Ingest]) -> None:
+        async with self._slots:
+            try:
+                arrived += await self._arrive(blob, owned)
+            except WrongBlob:  # of which nothing is kept: once more, from its start
+                self._progress.note(f"{blob.digest.short}: arrived with another digest")
+                arrived += await self._arrive(blob, owned)
+
+    async def _arrive(self, blob: Descriptor, owned: ExitStack) -> list[Ingest]:
+        """The blob, proven; nothing when another process is at it."""
+        try:
+            ingest = owned.enter_context(self._store.blobs.ingest(blob.digest, blob.size))
+        except InUse:
+            return []
+
+        async def available(count: int) -> None:
+            self._progress.fetched(blob, count)
+
+        self._progress.started(blob)
+        times = Times(detailed=self._progress.trace is not None)
+        try:
+            await fetch(self._source, blob, ingest, available, times)
+            await prove_blob(ingest.fileno(), blob)
+        except VerificationError:
+            ingest.discard()
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                ingest.discard()  # in the way of whatever makes room
+            raise
+        self._progress.worked(blob, times.spans)
+        self._progress.stored(blob)
+        return [ingest]
+
+
+async def free_ingest(store: Store, blob: Descriptor, progress: Progress) -> Ingest | None:
+    """The blob's ingest, as soon as no other process is at it; None when the store has the blob."""
+    waiting = False
+    while blob.digest not in store.blobs:
+        try:
+            return store.blobs.ingest(blob.digest, blob.size)
+        except InUse:
+            if not waiting:
+                progress.waiting(blob)
+            waiting = True
+            await asyncio.sleep(_POLL)
+    return None
