@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pullpipe.errors import InvalidDocument, NotFound
-from pullpipe.oci import ImageConfig, Index, Manifest, chain_ids, links, parse_document
+from pullpipe.oci import Descriptor, ImageConfig, Index, Manifest, chain_ids, links, parse_document
 from pullpipe.platforms import Platform
 from pullpipe.reference import Reference
 from store import Digest, ImageRecord, Store, StoreError
@@ -24,6 +24,11 @@ class LocalImage(NamedTuple):
     def chain_id(self) -> Digest:
         """What its settled stack is kept by; an image without layers has one, too."""
         return chain_ids(self.config.diff_ids)[-1] if self.config.diff_ids else Digest.of(b"")
+
+    @property
+    def layers(self) -> list[tuple[Descriptor, Digest]]:
+        """(blob, diffID) of each layer, the lowest first."""
+        return list(zip(self.manifest.layers, self.config.diff_ids, strict=True))
 
     @property
     def size(self) -> int:
@@ -69,6 +74,46 @@ def find(store: Store, reference: Reference) -> LocalImage:
     if record is None:
         raise NotFound(f"{reference} is not in the store; `pullpipe pull {reference}` fetches it")
     return load(store, record)
+
+
+def kept(store: Store, image: LocalImage, layer: Descriptor, diff_id: Digest) -> Descriptor:
+    """The layer's blob; or another image's, which is the same layer under another compression. Raises `NotFound`."""
+    if layer.digest in store.blobs:
+        return layer
+    for other in _readable(store):
+        for blob, other_diff_id in other.layers:
+            if other_diff_id == diff_id and blob.digest in store.blobs:
+                return blob
+    raise NotFound(not_kept(store, layer.digest, image.record.reference))
+
+
+def not_kept(store: Store, blob: Digest, reference: str) -> str:
+    """The message for a blob of the image `reference` that is needed and not in the store."""
+    return (
+        f"the store has not kept blob {blob} of {reference}; to have it, {_anew(store, blob, reference)} "
+        "without --discard-blobs"
+    )
+
+
+def damaged(store: Store, blob: Digest, reference: str) -> str:
+    """The message for a blob of the image `reference` that does not have its digest."""
+    return f"blob {blob} of {reference} is damaged in the store; {_anew(store, blob, reference)}"
+
+
+def _anew(store: Store, blob: Digest, reference: str) -> str:
+    """How to get the blob from the registry: a pull fetches no layer that is unpacked, and any image may need that."""
+    images = list(_readable(store))
+    diff_ids = {diff_id for image in images for layer, diff_id in image.layers if layer.digest == blob}
+    users = {image.record.reference for image in images if diff_ids.intersection(image.config.diff_ids)}
+    return f"`pullpipe rmi {' '.join(sorted(users | {reference}))}` and pull {reference} again"
+
+
+def _readable(store: Store) -> Iterator[LocalImage]:
+    for record in store.images:
+        try:
+            yield load(store, record)
+        except (InvalidDocument, StoreError):
+            continue  # damaged: what it names cannot be known
 
 
 def remove(store: Store, reference: Reference) -> Swept:

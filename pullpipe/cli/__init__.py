@@ -31,6 +31,7 @@ COMMANDS = (
     "rm",
     "rmi",
     "load",
+    "save",
     "mount",
     "umount",
     "unpack",

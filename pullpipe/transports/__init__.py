@@ -1,4 +1,4 @@
-"""Where images come from: what a pull asks of a registry, a layout on disk, or an archive."""
+"""Where images come from, and what `save` makes of them: a registry, a layout on disk, an archive."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import NamedTuple, Protocol
 
 from pullpipe.oci import Descriptor
 from store.digest import Digest
+
+# What an OCI layout's index calls an image: a tag by the spec, the whole reference by skopeo and podman.
+REF_NAME = "org.opencontainers.image.ref.name"
+CONTAINERD_NAME = "io.containerd.image.name"  # the whole reference, by containerd and Docker
 
 
 class Document(NamedTuple):

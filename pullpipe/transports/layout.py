@@ -7,12 +7,9 @@ from contextlib import aclosing, asynccontextmanager
 
 from pullpipe.errors import InvalidDocument, NotFound, VerificationError
 from pullpipe.oci import Descriptor, Index, parse_document
-from pullpipe.transports import Document
+from pullpipe.transports import CONTAINERD_NAME, REF_NAME, Document
 from pullpipe.transports.files import Files
 from store import Digest
-
-_REF_NAME = "org.opencontainers.image.ref.name"
-_CONTAINERD_NAME = "io.containerd.image.name"  # what Docker and containerd write beside it: the whole reference
 
 
 class LayoutSource:
@@ -31,7 +28,7 @@ class LayoutSource:
         if not isinstance(parsed, Index):
             raise InvalidDocument("index.json is not an index: the layout is damaged")
         return [
-            (entry.annotations.get(_CONTAINERD_NAME) or entry.annotations.get(_REF_NAME, ""), entry.digest)
+            (entry.annotations.get(CONTAINERD_NAME) or entry.annotations.get(REF_NAME, ""), entry.digest)
             for entry in parsed.manifests
         ]
 

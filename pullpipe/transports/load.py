@@ -80,6 +80,14 @@ def _find(files: Files, path: str, stem: str, name: str | None) -> list[Loadable
         raise BadArgument(f"{path} is no OCI image layout and no Docker archive: no index.json, no manifest.json")
     if name is not None and len(found) != 1:
         raise BadArgument(f"{len(found)} images are there, and one name cannot serve them all; leave --tag away")
+    for image in found:
+        for reference in image.references:
+            # Such a name is a promise, which `run` relies on. Podman compresses anew and keeps the old name.
+            if reference.digest is not None and str(reference.digest) != image.wanted:
+                raise BadArgument(
+                    f"the image cannot be called {reference}: its digest is {image.wanted or 'not in the archive'}; "
+                    "give it another name with --tag"
+                )
     return found
 
 
