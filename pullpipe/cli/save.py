@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="show nothing but the result")
     parser.add_argument("references", metavar="REF", nargs="+")
-    parser.epilog = "`podman load` takes one image from an OCI archive; a Docker archive may have several for it."
+    parser.epilog = "`podman load` takes an OCI archive with one image only."
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -257,6 +257,23 @@ class TestBad:
         (tmp_path / "bad.tar").write_bytes(Layer(files, None).tar)
         assert "1 layers" in refused(tmp_path / "bad.tar")
 
+    def test_a_name_whose_digest_is_another(self, cli: Cli, layout: Path, tmp_path: Path) -> None:
+        """Whoever runs it by such a name relies on it: the line tells the option that gives it another one."""
+        mine, claimed = digest_of(layout), "sha256:" + 64 * "0"
+        line = fails(cli, "load", "-q", "-t", f"a.b/c:1@{claimed}", layout)
+        assert claimed in line
+        assert mine in line
+        assert "--tag" in line
+        path = layout / "index.json"
+        index = json.loads(path.read_text())
+        index["manifests"][0]["annotations"] = {"io.containerd.image.name": f"a.b/c@{claimed}"}
+        path.write_text(json.dumps(index))
+        assert claimed in fails(cli, "load", "-q", layout)
+        archive = docker_archive(tmp_path / "saved.tar")
+        assert "--tag" in fails(cli, "load", "-q", "-t", f"a.b/c@{mine}", archive)
+        assert answer(cli, "images", "--format", "json") == []
+        assert ok(cli, "load", "-q", "-t", f"a.b/c@{mine}", layout) == f"a.b/c@{mine}"
+
     def test_a_stream_without_a_name(self, store_root: Path, layout: Path) -> None:
         """The error tells the option that gives it one."""
         path = layout / "index.json"

@@ -7,7 +7,6 @@ have to agree. Where a layer's meaning depends on the order of its entries, they
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -260,24 +259,6 @@ def test_umoci(seed: int, layouts: Path, ours: dict[str, Snapshot], tmp_path: Pa
     require("umoci")
     theirs = umoci_tree(layouts / f"seed-{seed}", f"seed-{seed}", tmp_path / "bundle")
     assert difference(comparable(theirs), comparable(ours[f"seed-{seed}"])) == []
-
-
-@pytest.fixture(scope="module")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sequence[str]]:
-    """The command, with a storage of its own: plain directories, as no image of a user's machine is touched."""
-    top = tmp_path_factory.mktemp("podman")
-    command = [require("podman"), "--root", str(top / "storage"), "--runroot", str(top / "run")]
-    command += ["--storage-driver", "vfs", "--events-backend", "none", "--cgroup-manager", "cgroupfs"]
-    yield command
-    subprocess.run([*command, "rmi", "--all", "--force"], check=True, capture_output=True)
-    _unmount_below(top)
-
-
-def _unmount_below(top: Path) -> None:
-    """Podman keeps its storage mounted on itself."""
-    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
-        if line.split()[4].startswith(os.fspath(top) + "/"):
-            subprocess.run(["umount", line.split()[4]], check=True)
 
 
 @contextmanager
