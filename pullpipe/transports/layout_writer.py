@@ -1,7 +1,8 @@
 """Images of the store as an OCI image layout (image-spec, image-layout.md): an archive of one, or a directory.
 
 Every blob stays as it is, so all digests do. An image is called by its whole reference, in the annotation that skopeo
-and podman look at and in the one that containerd and Docker do.
+and podman look at and in the one that containerd and Docker do. A manifest with Docker's media type stays that, too;
+skopeo copies it only without a name, and so only when it is alone.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ class Layout(NamedTuple):
 
 def plan(store: Store, images: Sequence[LocalImage]) -> Layout:
     """What a layout with these images has to hold. Raises `NotFound` when a blob of it is not in the store."""
-    entries = []
+    entries: dict[str, dict[str, Any]] = {}
     blobs: dict[Digest, str] = {}
     for image in images:
         entry, needed = _entry(store, image)
-        entries.append(entry)
+        entries[_name(entry)] = entry
         blobs.update(dict.fromkeys(needed, image.record.reference))
-    for blob, reference in blobs.items():
+    for blob, reference in sorted(blobs.items()):
         if blob not in store.blobs:
             raise NotFound(local.not_kept(store, blob, reference))
-    return Layout(sorted(entries, key=_name), dict(sorted(blobs.items())))
+    return Layout([entries[name] for name in sorted(entries)], dict(sorted(blobs.items())))
 
 
 def write_archive(store: Store, layout: Layout, archive: Tar) -> None:
