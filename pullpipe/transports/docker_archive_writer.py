@@ -53,7 +53,7 @@ def plan(images: Sequence[LocalImage]) -> list[Image]:
             raise BadArgument(f"a Docker archive cannot have two images called {reference}; save them one by one")
         if str(reference) not in tags:
             tags.append(str(reference))
-    return [found[config] for config in sorted(found)]
+    return list(found.values())
 
 
 def write_archive(store: Store, images: Sequence[Image], archive: Tar) -> None:
@@ -63,14 +63,14 @@ def write_archive(store: Store, images: Sequence[Image], archive: Tar) -> None:
         for descriptor, diff_id in image.layers:
             blob = local.kept(store, image, descriptor, diff_id).digest
             layers[diff_id] = _Layer(diff_id, blob, image.record.reference)
-    for _, layer in sorted(layers.items()):
+    for layer in layers.values():
         _add_layer(store, layer, archive)
     manifest = []
     for image, tags in images:
         config = image.manifest.config
         archive.add(f"{config.digest.hex}.json", config.size, proven(store, config.digest, image.record.reference))
         names = [_name(diff_id) for diff_id in image.config.diff_ids]
-        manifest.append({"Config": f"{config.digest.hex}.json", "RepoTags": sorted(tags) or None, "Layers": names})
+        manifest.append({"Config": f"{config.digest.hex}.json", "RepoTags": tags or None, "Layers": names})
     document = json.dumps(manifest).encode()
     archive.add("manifest.json", len(document), [document])
 

@@ -33,8 +33,8 @@ _STORE = {"version", "layers", "staging"}  # names that a store has, and a layou
 class Layout(NamedTuple):
     """What a layout with some images holds."""
 
-    entries: list[dict[str, Any]]  # of its index, by name
-    blobs: dict[Digest, str]  # by digest, and a name of an image that needs it
+    entries: list[dict[str, Any]]  # of its index, in the order of the images
+    blobs: dict[Digest, str]  # with a name of an image that needs it
 
     @property
     def names(self) -> list[str]:
@@ -53,7 +53,7 @@ def plan(store: Store, images: Sequence[LocalImage]) -> Layout:
     for blob, reference in sorted(blobs.items()):
         if blob not in store.blobs:
             raise NotFound(local.not_kept(store, blob, reference))
-    return Layout([entries[name] for name in sorted(entries)], dict(sorted(blobs.items())))
+    return Layout(list(entries.values()), dict(sorted(blobs.items())))
 
 
 def write_archive(store: Store, layout: Layout, archive: Tar) -> None:

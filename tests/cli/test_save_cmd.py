@@ -45,6 +45,14 @@ NOBODY = 65534
 LOWER, UPPER = file_layer("lower"), file_layer("upper")
 
 
+class Claimed(Layer):
+    """A layer of which the config says that it is another one."""
+
+    @property
+    def diff_id(self) -> str:
+        return UPPER.diff_id
+
+
 def members(archive: Path | bytes) -> dict[str, bytes]:
     """The files of a tar archive."""
     data = archive if isinstance(archive, bytes) else archive.read_bytes()
@@ -138,7 +146,9 @@ class TestDockerArchive:
         """The tag stays; one tag cannot be two images'."""
         reference = f"a.b/c:1@{digest_of(layout)}"
         ok(cli, "load", "-q", "-t", reference, layout)
+        ok(cli, "load", "-q", "-t", "a.b/c:1", layout)
         assert ok(cli, "save", "-o", tmp_path / "saved.tar", reference) == "a.b/c:1"
+        assert ok(cli, "save", "-o", tmp_path / "saved.tar", reference, "a.b/c:1") == "a.b/c:1"
         ok(cli, "load", "-q", "-t", "a.b/c:1", layout_of(tmp_path / "other", UPPER))
         assert "a.b/c:1" in fails(cli, "save", "-q", "-o", tmp_path / "two.tar", reference, "a.b/c:1")
         assert not (tmp_path / "two.tar").exists()
@@ -200,7 +210,14 @@ class TestLayout:
         assert len(members(tmp_path / "one.tar")) == 2 + 3
 
         ok(cli, "load", "-q", "-t", "other:1", "--platform", "linux/s390x", layout)
-        self.complete(layout, tmp_path / "root", index_digest)
+        last = document(layout, index_digest)["manifests"][-1]["digest"]
+        statement = document(layout, last)
+        blobs = tmp_path / "root" / "blobs" / "sha256"
+        for digest in (last, statement["config"]["digest"], statement["layers"][0]["digest"]):
+            ok(cli, "save", "-q", "--format", "oci-archive", "-o", tmp_path / "one.tar", "many:1")
+            [entry] = entries(members(tmp_path / "one.tar")).values()
+            assert entry["digest"] == manifest
+            shutil.copy(blob_path(layout, digest), blobs)
         ok(cli, "save", "-q", "--format", "oci-archive", "-o", tmp_path / "all.tar", "many:1", "other:1")
         found = members(tmp_path / "all.tar")
         assert {(entry["digest"], entry["mediaType"]) for entry in entries(found).values()} == {(index_digest, INDEX)}
@@ -236,14 +253,6 @@ class TestLayout:
         top["manifests"] = [{**found, "annotations": {REF_NAME: "many"}}]
         (layout / "index.json").write_text(json.dumps(top))
         return str(found["digest"])
-
-    @staticmethod
-    def complete(layout: Path, root: Path, index: str) -> None:
-        """Puts into the store what no pull of a platform fetches: what the index lists besides."""
-        entry = document(layout, index)["manifests"][-1]["digest"]
-        statement = document(layout, entry)
-        for digest in (entry, statement["config"]["digest"], statement["layers"][0]["digest"]):
-            shutil.copy(blob_path(layout, digest), blob_path(root, digest))
 
     def test_a_name_with_a_digest_is_true(self, cli: Cli, tmp_path: Path) -> None:
         """Pinned to an index, and only one platform is here: the name has that manifest's digest, as it must be."""
@@ -453,10 +462,22 @@ class TestFailures:
     ) -> None:
         """Or not at all."""
         digest = layers_of(layout)[0]["digest"]
-        for data in (UPPER.blob, LOWER.blob[:-9], b"", LOWER.blob + b"\0"):
+        for data in (UPPER.blob, LOWER.blob[:-9], LOWER.blob[:10] + b"\xff" * 99, b"", LOWER.blob + b"\0"):
             blob_path(store_root, digest).write_bytes(data)
             assert digest in fails(cli, "save", "-q", "--format", form, "-o", tmp_path / "saved", image)
             assert not (tmp_path / "saved").exists()
+
+    def test_an_image_that_is_not_what_it_says(self, cli: Cli, store_root: Path, tmp_path: Path) -> None:
+        """All its digests are right, but for a layer's diffID: whoever made that store, no such archive is written."""
+        ok(cli, "images")
+        wrong = Image([Claimed(LOWER.entries)])
+        [descriptor] = write_layout(tmp_path / "layout", {"a.b/c:1": wrong}).values()
+        shutil.copytree(tmp_path / "layout" / "blobs", store_root / "blobs", dirs_exist_ok=True)
+        record = {**descriptor, "platform": wrong.platform_fields}
+        record["annotations"] = {REF_NAME: "a.b/c:1", "dev.pullpipe.resolved": descriptor["digest"]}
+        (store_root / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [record]}))
+        assert hex_of(LOWER.blob) in fails(cli, "save", "-q", "-o", tmp_path / "saved", "a.b/c:1")
+        assert not (tmp_path / "saved").exists()
 
     @pytest.mark.parametrize("form", FORMATS)
     def test_blobs_that_were_not_kept(self, cli: Cli, layout: Path, tmp_path: Path, form: str) -> None:
