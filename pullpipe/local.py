@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pullpipe.errors import InvalidDocument, NotFound
-from pullpipe.oci import Descriptor, ImageConfig, Index, Manifest, chain_ids, links, parse_document
+from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, ImageConfig, Index, Manifest, chain_ids, links, parse_document
 from pullpipe.platforms import Platform
 from pullpipe.reference import Reference
 from store import Digest, ImageRecord, Store, StoreError
@@ -170,6 +170,9 @@ def _led_to(store: Store, *documents: Digest) -> Iterator[tuple[Digest, bool]]:
         if digest in seen:
             continue
         seen.add(digest)
+        if (store.blobs.size(digest) or 0) > DOCUMENT_LIMIT:
+            yield digest, True  # no document
+            continue
         try:
             found = links(store.blobs.read(digest))
         except (InvalidDocument, StoreError):

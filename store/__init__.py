@@ -16,9 +16,10 @@ On disk (`ROOT` is itself a valid OCI image layout):
 
     oci-layout, index.json, blobs/     image-spec's image-layout.md; `store.images`, `store.blobs`
     ingest/                            partial blobs, kept between runs; `store.blobs`
+    leases/                            blobs that a push is about to need; `store.leases`
     layers/<algorithm>/<diffID>/       fs/ and layer.json; `store.layers`, `store.trees`
-variants/<algorithm>/<chainID>/    the same, for layers that could only be unpacked on top of their parents
-stacks/<algorithm>/<chainID>/      fs/ and stack.json: which of those an image comes to
+    variants/<algorithm>/<chainID>/    the same, for layers that could only be unpacked on top of their parents
+    stacks/<algorithm>/<chainID>/      fs/ and stack.json: which of those an image comes to
     containers/<id>/                   upper, work, config.json; `store.containers`
     staging/                           layers in the making; a crash leaves only garbage here
     use.lock, index.lock, …            `store.locks`
@@ -31,7 +32,7 @@ from store.blobs import Ingest
 from store.containers import Container
 from store.digest import Digest
 from store.errors import Corrupt, InUse, InvalidDigest, NotInStore, StoreError, UnusableRoot
-from store.images import ImageRecord
+from store.images import Entry, ImageRecord
 from store.layers import LayerInfo, StackInfo
 from store.root import Store
 from store.trees import Staging, Trees
@@ -40,6 +41,7 @@ __all__ = [
     "Container",
     "Corrupt",
     "Digest",
+    "Entry",
     "ImageRecord",
     "InUse",
     "Ingest",

@@ -8,12 +8,15 @@ rename.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 from collections.abc import Iterator
 
 from store.digest import Digest
 from store.errors import Corrupt, InUse, InvalidDigest, NotInStore
 from store.locks import Lock, is_at
+
+_numbers = itertools.count()
 
 
 class Blobs:
@@ -89,10 +92,32 @@ class Blobs:
 
         The caller has checked that `data` has this digest.
         """
-        path = os.path.join(self._ingest, f"{digest.algorithm}-{digest.hex}.{os.getpid()}")
-        ingest = Ingest(path, self.path(digest), 0)
-        os.write(ingest.fileno(), data)
+        ingest = self.incoming()
+        try:
+            with open(ingest.fileno(), "wb", closefd=False) as file:
+                file.write(data)
+        except BaseException:
+            ingest.discard()
+            ingest.close()
+            raise
+        self.name(ingest, digest)
         return ingest
+
+    def incoming(self) -> Ingest:
+        """A new blob whose digest only its last byte will tell: then `name` it, or discard it.
+
+        It is nobody else's, and what a crash leaves of it is removed by `clean`.
+        """
+        while True:
+            path = os.path.join(self._ingest, f"incoming.{os.getpid()}.{next(_numbers)}")
+            try:
+                return Ingest(path, "", 0)
+            except InUse:
+                continue  # somebody's `clean` took it for garbage before it was locked
+
+    def name(self, ingest: Ingest, digest: Digest) -> None:
+        """Says which blob it has turned out to be; the caller has proven that."""
+        ingest.final = self.path(digest)
 
 
 class Ingest:
@@ -100,7 +125,7 @@ class Ingest:
 
     def __init__(self, path: str, final: str, size: int) -> None:
         self.path = path
-        self._final = final
+        self.final = final  # where the blob will stand
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,7 +146,7 @@ class Ingest:
     @property
     def parent(self) -> str:
         """The directory that the blob's name will stand in."""
-        return os.path.dirname(self._final)
+        return os.path.dirname(self.final)
 
     def fileno(self) -> int:
         """The open file, for whoever follows it."""
@@ -129,8 +154,8 @@ class Ingest:
 
     def commit(self) -> None:
         """Gives the blob its name. The caller has proven size and digest, and flushed the file if that is due."""
-        os.makedirs(os.path.dirname(self._final), mode=0o700, exist_ok=True)
-        os.rename(self.path, self._final)
+        os.makedirs(self.parent, mode=0o700, exist_ok=True)
+        os.rename(self.path, self.final)
 
     def discard(self) -> None:
         """Forgets what has arrived: the bytes are not this blob's."""

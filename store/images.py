@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from store import durable, locks
 from store.digest import Digest
-from store.errors import Corrupt, NotInStore
+from store.errors import Corrupt, InUse, NotInStore
 
 _REF_NAME = "org.opencontainers.image.ref.name"
 _RESOLVED = "dev.pullpipe.resolved"  # what the registry gave for the reference: the index's digest, if it was one
+_REPOSITORY = "dev.pullpipe.repository"  # of what was pushed here: where it can be had by its digest
 
 
 class ImageRecord(NamedTuple):
@@ -58,8 +59,17 @@ class ImageRecord(NamedTuple):
         )
 
 
+class Entry(NamedTuple):
+    """Any entry of `index.json`, whoever wrote it."""
+
+    digest: Digest
+    name: str  # its reference name; may be empty
+    repository: str  # that it was pushed to, without a tag; empty for all others
+    record: ImageRecord | None  # of a pull
+
+
 class Images:
-    """The image records of the store at `root`."""
+    """The image records of the store at `root`, which may be any OCI image layout if it is only read."""
 
     def __init__(self, root: str, *, durable: bool) -> None:
         self._path = os.path.join(root, "index.json")
@@ -69,9 +79,21 @@ class Images:
     def __iter__(self) -> Iterator[ImageRecord]:
         return (ImageRecord._from_descriptor(entry) for entry in self._read()["manifests"] if _is_record(entry))
 
+    def entries(self) -> list[Entry]:
+        """All there is: of pulls, of pushes, of other programs."""
+        return [
+            Entry(
+                Digest.parse(entry["digest"]),
+                _reference(entry),
+                _repository(entry),
+                ImageRecord._from_descriptor(entry) if _is_record(entry) else None,
+            )
+            for entry in self._read()["manifests"]
+        ]
+
     def foreign(self) -> list[Digest]:
-        """The digests that other programs' entries name: theirs to remove, and not ours to break."""
-        return [Digest.parse(entry["digest"]) for entry in self._read()["manifests"] if not _is_record(entry)]
+        """The digests of all entries but those of pulls: other programs' and pushes'. Not ours to break."""
+        return [entry.digest for entry in self.entries() if entry.record is None]
 
     def get(self, reference: str) -> ImageRecord | None:
         """The record of this reference, written in full."""
@@ -94,6 +116,47 @@ class Images:
                 raise NotInStore(f"no image {reference} in the store; `pullpipe images` lists them")
             self._write(index, kept)
 
+    def push(self, repository: str, tag: str, digest: Digest, media_type: str, size: int) -> None:
+        """Has the manifest in the repository, and `tag`, unless that is empty, name it.
+
+        What a tag named before stays there by its digest. Raises `InUse` when a pull's record has that name.
+        """
+        name = f"{repository}:{tag}"
+        with locks.held(self._lock):
+            index = self._read()
+            entries = index["manifests"]
+            descriptor = {"mediaType": media_type, "digest": str(digest), "size": size}
+            if not any(_repository(entry) == repository and entry["digest"] == str(digest) for entry in entries):
+                entries = [*entries, {**descriptor, "annotations": {_REPOSITORY: repository}}]
+            if tag:
+                if any(_is_record(entry) and _reference(entry) == name for entry in entries):
+                    raise InUse(f"{name} was pulled; push under another name, or `pullpipe rmi {name}` first")
+                entries = [entry for entry in entries if _reference(entry) != name]
+                entries.append({**descriptor, "annotations": {_REF_NAME: name}})
+            self._write(index, entries)
+
+    def untag(self, repository: str, tag: str) -> bool:
+        """Takes the tag away, but not the manifest; says whether a push, or another program, had made it."""
+        return self._remove_foreign(lambda entry: _reference(entry) == f"{repository}:{tag}")
+
+    def withdraw(self, repository: str, digest: Digest) -> bool:
+        """Takes the manifest out of the repository, with its tags; says whether it was there, but for pulls."""
+        return self._remove_foreign(
+            lambda entry: (
+                entry["digest"] == str(digest)
+                and repository in (_repository(entry), _reference(entry).rpartition(":")[0])
+            )
+        )
+
+    def _remove_foreign(self, is_meant: Callable[[dict[str, Any]], bool]) -> bool:
+        with locks.held(self._lock):
+            index = self._read()
+            entries = index["manifests"]
+            kept = [entry for entry in entries if _is_record(entry) or not is_meant(entry)]
+            if len(kept) < len(entries):
+                self._write(index, kept)
+            return len(kept) < len(entries)
+
     def _read(self) -> dict[str, Any]:
         """The whole document, each entry of it checked."""
         try:
@@ -109,8 +172,8 @@ class Images:
             return index
 
     def _write(self, index: dict[str, Any], entries: list[dict[str, Any]]) -> None:
-        """Sorted by reference, so that the text does not depend on the order of the pulls."""
-        index = {**index, "manifests": sorted(entries, key=_reference)}
+        """Sorted, so that the text does not depend on the order of the pulls."""
+        index = {**index, "manifests": sorted(entries, key=lambda entry: (_reference(entry), _repository(entry)))}
         durable.write_file(self._path, json.dumps(index, indent=1).encode(), durable=self._durable)
 
 
@@ -125,6 +188,10 @@ def _reference(entry: dict[str, Any]) -> str:
     return str((entry.get("annotations") or {}).get(_REF_NAME, ""))
 
 
+def _repository(entry: dict[str, Any]) -> str:
+    return str((entry.get("annotations") or {}).get(_REPOSITORY, ""))
+
+
 def _is_record(entry: dict[str, Any]) -> bool:
-    """Whether a pull wrote this entry; one that another program added to the layout is kept, and not ours to read."""
+    """Whether a pull wrote this entry; one of a push, or that another program added to the layout, is kept as it is."""
     return _RESOLVED in (entry.get("annotations") or {})

@@ -13,6 +13,7 @@ from store.containers import Containers
 from store.errors import UnusableRoot
 from store.images import EMPTY_INDEX, Images
 from store.layers import LayerInfo, StackInfo
+from store.leases import Leases
 from store.namespace import in_user_namespace
 from store.trees import Staging, Trees, clean
 
@@ -23,6 +24,7 @@ _DIRECTORIES = (
     "blobs",
     "blobs/sha256",
     "ingest",
+    "leases",
     "layers",
     "layers/sha256",
     "variants",
@@ -50,6 +52,7 @@ class Store:
         self._attributes = "user" if in_user_namespace() else "trusted"
         self._open()
         self.blobs = Blobs(self.root)
+        self.leases = Leases(self.root)
         self.layers = Trees(self.root, "layers", "layer.json", LayerInfo.from_json)
         self.variants = Trees(self.root, "variants", "layer.json", LayerInfo.from_json)
         self.stacks = Trees(self.root, "stacks", "stack.json", StackInfo.from_json)

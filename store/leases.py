@@ -1,0 +1,48 @@
+"""Leases: blobs that no record needs yet, and that are about to be named in a manifest.
+
+A push brings its blobs one by one, minutes apart, and its manifest last; of those that are here already it only asks
+whether they are. No lock can be held for so long. So whoever tells a client that a blob is here leases it: for an
+hour from then on no sweep removes it.
+
+    leases/<algorithm>-<hex>    empty; its time of modification is when the lease began
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+
+from store.digest import Digest
+from store.errors import InvalidDigest
+
+LENGTH = 3600.0  # seconds
+
+
+class Leases:
+    """The leases of the store at `root`."""
+
+    def __init__(self, root: str) -> None:
+        self._directory = os.path.join(root, "leases")
+
+    def grant(self, digest: Digest) -> None:
+        """Leases the blob, or prolongs its lease. The caller holds the store shared, and has seen the blob."""
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)  # a store that an older program made has none
+        path = os.path.join(self._directory, f"{digest.algorithm}-{digest.hex}")
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.utime(fd)
+        finally:
+            os.close(fd)
+
+    def current(self) -> set[Digest]:
+        """The blobs that must stay; forgets the leases that are over. The caller holds the store exclusively."""
+        found = set()
+        for name in os.listdir(self._directory) if os.path.isdir(self._directory) else ():
+            path = os.path.join(self._directory, name)
+            if time.time() - os.stat(path).st_mtime >= LENGTH:
+                os.unlink(path)
+                continue
+            with suppress(InvalidDigest):
+                found.add(Digest.parse(name.replace("-", ":", 1)))
+        return found
