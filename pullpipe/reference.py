@@ -16,8 +16,8 @@ DEFAULT_REGISTRY = "docker.io"
 _HUB_ALIASES = ("index.docker.io", "registry-1.docker.io")  # how its API is called, and was
 
 _COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
-_REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _REGISTRY = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{{1,5}})?")
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
@@ -43,13 +43,13 @@ class Reference(NamedTuple):
         tag = None
         if ":" in name.rpartition("/")[2]:
             name, _, tag = name.rpartition(":")
-            if not _TAG.fullmatch(tag):
+            if not TAG.fullmatch(tag):
                 raise InvalidReference(f"invalid image reference {text!r}: {tag!r} is no valid tag")
         registry, repository = _split_registry(name)
         if not _REGISTRY.fullmatch(registry):
             raise InvalidReference(f"invalid image reference {text!r}: {registry!r} is no valid host")
-        if not _REPOSITORY.fullmatch(repository):
-            hint = "; names are lower case" if _REPOSITORY.fullmatch(repository.lower()) else ""
+        if not REPOSITORY.fullmatch(repository):
+            hint = "; names are lower case" if REPOSITORY.fullmatch(repository.lower()) else ""
             raise InvalidReference(f"invalid image reference {text!r}: {repository!r} is no valid name{hint}")
         if _IMAGE_ID.fullmatch(text):
             raise InvalidReference(f"invalid image reference {text!r}: 64 hex digits are an image's id, not a name")

@@ -32,6 +32,7 @@ COMMANDS = (
     "rmi",
     "load",
     "save",
+    "serve",
     "mount",
     "umount",
     "unpack",
