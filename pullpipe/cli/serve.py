@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _serve(arguments: argparse.Namespace, store: Store) -> None:
     import asyncio
+    import resource
     import signal
 
     from pullpipe.registry.hosts import is_loopback
@@ -54,6 +55,10 @@ async def _serve(arguments: argparse.Namespace, store: Store) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
     loop.set_exception_handler(lambda _, context: _say(f"error: {context.get('exception') or context['message']}"))
+
+    # Every client that takes its time keeps two files open.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     host, port = ("", 0) if arguments.unix else parse_address(arguments.listen)
     private = bool(arguments.unix) or is_loopback(host)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import os
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,67 +17,9 @@ from pullpipe.demo import DemoImage, build_image
 from pullpipe.oci import DOCKER_LIST, DOCUMENT_LIMIT, OCI_INDEX, OCI_MANIFEST
 from pullpipe.registry.server import serve
 from store.digest import Digest
+from tests.support.served import Running, running
 
 needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="needs skopeo")
-
-
-@dataclass
-class Answer:
-    status: int
-    headers: http.client.HTTPMessage
-    body: bytes
-
-    @property
-    def error(self) -> str:
-        """The one code of a distribution-spec error body."""
-        assert self.headers["Content-Type"].startswith("application/json")
-        (error,) = json.loads(self.body)["errors"]
-        assert error["message"]
-        return str(error["code"])
-
-
-@dataclass
-class Registry:
-    address: str
-    requests: list[tuple[str, str]] = field(default_factory=list)
-
-    def ask(self, path: str, method: str = "GET", **headers: str) -> Answer:
-        """One request whose path is sent as it is: http.client does not tidy it up."""
-        connection = http.client.HTTPConnection(self.address, timeout=10)
-        try:
-            connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
-            response = connection.getresponse()
-            return Answer(response.status, response.headers, response.read())
-        finally:
-            connection.close()
-
-
-@contextmanager
-def running(layout: Path) -> Iterator[Registry]:
-    """The registry on an event loop of its own, in a thread, so that clients here may block."""
-    requests: list[tuple[str, str]] = []
-    started: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-
-    async def main() -> None:
-        try:
-            async with serve(layout, on_request=lambda *request: requests.append(request)) as address:
-                stop = asyncio.Event()
-                started.set_result((address, asyncio.get_running_loop(), stop))
-                await stop.wait()
-        except BaseException as error:
-            if not started.done():
-                started.set_exception(error)
-            raise
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    address, loop, stop = started.result(timeout=10)
-    try:
-        yield Registry(address, requests)
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(timeout=10)
-    assert not thread.is_alive()
 
 
 def write_layout(layout: Path, images: dict[str, bytes]) -> dict[str, Digest]:
@@ -125,13 +62,13 @@ def layer(demo_layout: tuple[Path, DemoImage]) -> bytes:
 
 
 @pytest.fixture
-def registry(demo_layout: tuple[Path, DemoImage]) -> Iterator[Registry]:
+def registry(demo_layout: tuple[Path, DemoImage]) -> Iterator[Running]:
     with running(demo_layout[0]) as registry:
         yield registry
 
 
 @needs_skopeo
-def test_skopeo_inspects_the_demo_image(registry: Registry, image: DemoImage) -> None:
+def test_skopeo_inspects_the_demo_image(registry: Running, image: DemoImage) -> None:
     done = subprocess.run(
         ["skopeo", "inspect", "--tls-verify=false", f"docker://{registry.address}/{image.reference}"],
         check=True,
@@ -145,7 +82,7 @@ def test_skopeo_inspects_the_demo_image(registry: Registry, image: DemoImage) ->
 
 
 @needs_skopeo
-def test_skopeo_copies_the_demo_image(registry: Registry, image: DemoImage, tmp_path: Path) -> None:
+def test_skopeo_copies_the_demo_image(registry: Running, image: DemoImage, tmp_path: Path) -> None:
     """skopeo verifies every digest on its way, and asks for each layer once."""
     subprocess.run(
         [
@@ -161,13 +98,13 @@ def test_skopeo_copies_the_demo_image(registry: Registry, image: DemoImage, tmp_
         assert registry.requests.count(("GET", f"/v2/demo/blobs/{layer.digest}")) == 1
 
 
-def test_the_base_endpoint_says_version_2(registry: Registry) -> None:
+def test_the_base_endpoint_says_version_2(registry: Running) -> None:
     answer = registry.ask("/v2/")
     assert (answer.status, answer.body) == (200, b"{}")
 
 
 @pytest.mark.parametrize("by_digest", [False, True])
-def test_a_manifest_by_tag_and_by_digest(registry: Registry, image: DemoImage, by_digest: bool) -> None:
+def test_a_manifest_by_tag_and_by_digest(registry: Running, image: DemoImage, by_digest: bool) -> None:
     answer = registry.ask(f"/v2/demo/manifests/{image.digest if by_digest else '1'}")
     assert answer.status == 200
     assert answer.headers["Content-Type"] == OCI_MANIFEST
@@ -175,7 +112,7 @@ def test_a_manifest_by_tag_and_by_digest(registry: Registry, image: DemoImage, b
     assert image.digest.matches(answer.body)
 
 
-def test_a_blob(registry: Registry, image: DemoImage, layer: bytes) -> None:
+def test_a_blob(registry: Running, image: DemoImage, layer: bytes) -> None:
     answer = registry.ask(f"/v2/demo/blobs/{image.layers[0].digest}")
     assert answer.status == 200
     assert answer.headers["Content-Type"] == "application/octet-stream"
@@ -185,7 +122,7 @@ def test_a_blob(registry: Registry, image: DemoImage, layer: bytes) -> None:
     assert answer.body == layer
 
 
-def test_head_tells_size_and_digest_without_a_body(registry: Registry, image: DemoImage, layer: bytes) -> None:
+def test_head_tells_size_and_digest_without_a_body(registry: Running, image: DemoImage, layer: bytes) -> None:
     manifest = registry.ask("/v2/demo/manifests/1", "HEAD")
     assert (manifest.status, manifest.body) == (200, b"")
     assert manifest.headers["Docker-Content-Digest"] == str(image.digest)
@@ -208,7 +145,7 @@ def test_head_tells_size_and_digest_without_a_body(registry: Registry, image: De
         ("bytes=10-99999999999", slice(10, None)),
     ],
 )
-def test_a_range_of_a_blob(registry: Registry, image: DemoImage, layer: bytes, requested: str, part: slice) -> None:
+def test_a_range_of_a_blob(registry: Running, image: DemoImage, layer: bytes, requested: str, part: slice) -> None:
     answer = registry.ask(f"/v2/demo/blobs/{image.layers[0].digest}", Range=requested)
     first, last, _ = part.indices(len(layer))
     assert answer.status == 206
@@ -216,14 +153,14 @@ def test_a_range_of_a_blob(registry: Registry, image: DemoImage, layer: bytes, r
     assert answer.body == layer[part]
 
 
-def test_a_range_past_the_end_is_refused_with_the_size(registry: Registry, image: DemoImage, layer: bytes) -> None:
+def test_a_range_past_the_end_is_refused_with_the_size(registry: Running, image: DemoImage, layer: bytes) -> None:
     answer = registry.ask(f"/v2/demo/blobs/{image.layers[0].digest}", Range=f"bytes={len(layer)}-")
     assert answer.status == 416
     assert answer.headers["Content-Range"] == f"bytes */{len(layer)}"
 
 
 def test_blobs_are_sent_by_sendfile(
-    registry: Registry, image: DemoImage, layer: bytes, monkeypatch: pytest.MonkeyPatch
+    registry: Running, image: DemoImage, layer: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[int] = []
     sendfile = os.sendfile
@@ -253,19 +190,19 @@ MISSING = f"sha256:{'0' * 64}"
         ("/", "UNSUPPORTED"),
     ],
 )
-def test_what_is_not_there_is_a_404_with_its_code(registry: Registry, path: str, code: str) -> None:
+def test_what_is_not_there_is_a_404_with_its_code(registry: Running, path: str, code: str) -> None:
     answer = registry.ask(path)
     assert (answer.status, answer.error) == (404, code)
 
 
-def test_a_layer_is_no_manifest(registry: Registry, image: DemoImage) -> None:
+def test_a_layer_is_no_manifest(registry: Running, image: DemoImage) -> None:
     for layer in image.layers:
         answer = registry.ask(f"/v2/demo/manifests/{layer.digest}")
         assert (answer.status, answer.error) == (404, "MANIFEST_UNKNOWN")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-def test_writing_is_refused(registry: Registry, method: str) -> None:
+def test_writing_is_refused(registry: Running, method: str) -> None:
     answer = registry.ask("/v2/demo/manifests/1", method)
     assert (answer.status, answer.error) == (405, "UNSUPPORTED")
 
@@ -285,7 +222,7 @@ def test_writing_is_refused(registry: Registry, method: str) -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["blobs", "manifests"])
-def test_a_malformed_digest_is_refused(registry: Registry, kind: str, digest: str) -> None:
+def test_a_malformed_digest_is_refused(registry: Running, kind: str, digest: str) -> None:
     """No text but a digest becomes a path, however its slashes and dots are written."""
     answer = registry.ask(f"/v2/demo/{kind}/{digest}")
     assert (answer.status, answer.error) == (400, "DIGEST_INVALID")
@@ -300,7 +237,7 @@ def test_a_malformed_digest_is_refused(registry: Registry, kind: str, digest: st
         "/v2/demo/blobs/..%2f..%2f..%2findex.json",
     ],
 )
-def test_no_path_leads_out_of_the_blobs(registry: Registry, path: str) -> None:
+def test_no_path_leads_out_of_the_blobs(registry: Running, path: str) -> None:
     answer = registry.ask(path)
     assert answer.status in (400, 404)
     assert answer.error in ("DIGEST_INVALID", "UNSUPPORTED")
@@ -371,7 +308,7 @@ def test_an_image_added_while_serving_is_found(tmp_path: Path) -> None:
         assert registry.ask("/v2/some/manifests/2").body == body
 
 
-def test_every_request_is_reported(registry: Registry) -> None:
+def test_every_request_is_reported(registry: Running) -> None:
     """The refused ones, too, and by path without query."""
     registry.ask("/v2/")
     registry.ask("/v2/demo/tags/list?n=1", "HEAD")

@@ -173,6 +173,38 @@ class TestDocument:
         assert store.blobs.read(DIGEST) == DATA
 
 
+class TestIncoming:
+    """Blobs whose digest is known last."""
+
+    def test_is_named_last(self, store: Store) -> None:
+        with store.blobs.incoming() as incoming:
+            append(incoming, DATA)
+            store.blobs.name(incoming, DIGEST)
+            store.publish([incoming], [])
+        assert store.blobs.read(DIGEST) == DATA
+        assert ingests(store) == []
+
+    def test_many_at_once_are_each_their_own(self, store: Store) -> None:
+        with store.blobs.incoming() as one, store.blobs.incoming() as two:
+            append(one, b"1")
+            append(two, b"2")
+            for incoming, data in ((two, b"2"), (one, b"1")):
+                store.blobs.name(incoming, Digest.of(data))
+                store.publish([incoming], [])
+        assert set(store.blobs) == {Digest.of(b"1"), Digest.of(b"2")}
+
+    def test_cleaning_removes_what_a_killed_process_left(self, store: Store) -> None:
+        """And nothing of one that lives."""
+        write = f"import os\nincoming = store.blobs.incoming()\nos.write(incoming.fileno(), {DATA!r})"
+        with another_process(write, Path(store.root)) as process:
+            store.clean()
+            assert len(ingests(store)) == 1
+            process.kill()
+            process.wait()
+        store.clean()
+        assert ingests(store) == []
+
+
 class TestBlob:
     def test_size_and_presence(self, store: Store) -> None:
         assert DIGEST not in store.blobs

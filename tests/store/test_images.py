@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from store import Corrupt, Digest, NotInStore, Store
+from store import Corrupt, Digest, InUse, NotInStore, Store
 from tests.conftest import require
 from tests.store.rig import at_once, image_record, killed_at_every_step
 
@@ -103,6 +103,83 @@ def test_entries_of_other_programs_are_kept(store: Store, entry: dict[str, Any])
     store.images.remove(A.reference)
     assert list(store.images) == [B]
     assert entry in index(store)["manifests"]
+
+
+def pushed(store: Store) -> list[tuple[str, str, str]]:
+    """(name, repository, the digest's start) of what was pushed."""
+    return [(entry.name, entry.repository, entry.digest.short) for entry in store.images.entries() if not entry.record]
+
+
+ONE, TWO = Digest.of(b"1"), Digest.of(b"2")
+
+
+def push(store: Store, repository: str, tag: str, digest: Digest) -> None:
+    store.images.push(repository, tag, digest, "application/vnd.oci.image.manifest.v1+json", 7)
+
+
+def test_a_push_is_in_its_repository_and_has_its_tag(store: Store) -> None:
+    """Its two entries are as image-layout.md says; it is no record of a pull, and nothing that a sweep may touch."""
+    push(store, "a/b", "1", ONE)
+    assert pushed(store) == [("", "a/b", ONE.short), ("a/b:1", "", ONE.short)]
+    assert list(store.images) == []
+    assert set(store.images.foreign()) == {ONE}
+    by_digest, by_tag = index(store)["manifests"]
+    assert by_tag["annotations"] == {"org.opencontainers.image.ref.name": "a/b:1"}
+    for entry in (by_digest, by_tag):
+        assert (entry["mediaType"], entry["digest"], entry["size"]) == (A.media_type, str(ONE), 7)
+
+
+def test_a_tag_that_moves_leaves_the_manifest(store: Store) -> None:
+    push(store, "a", "1", ONE)
+    push(store, "a", "1", TWO)
+    assert pushed(store) == [("", "a", ONE.short), ("", "a", TWO.short), ("a:1", "", TWO.short)]
+
+
+def test_the_same_push_again_changes_nothing(store: Store) -> None:
+    push(store, "a", "1", ONE)
+    before = index(store)
+    push(store, "a", "1", ONE)
+    push(store, "a", "", ONE)
+    assert index(store) == before
+
+
+def test_a_tag_is_removed_without_its_manifest(store: Store) -> None:
+    push(store, "a", "1", ONE)
+    push(store, "b", "1", ONE)
+    assert store.images.untag("a", "1")
+    assert pushed(store) == [("", "a", ONE.short), ("", "b", ONE.short), ("b:1", "", ONE.short)]
+    assert not store.images.untag("a", "1")
+
+
+def test_a_manifest_is_removed_with_its_tags_from_its_repository_only(store: Store) -> None:
+    for repository in ("a", "b"):
+        push(store, repository, "1", ONE)
+        push(store, repository, "2", ONE)
+        push(store, repository, "3", TWO)
+    assert store.images.withdraw("a", ONE)
+    left = [("a", TWO.short), ("b", ONE.short), ("b", TWO.short)]
+    assert pushed(store) == [
+        *[("", *one) for one in left],
+        ("a:3", "", TWO.short),
+        *[(f"b:{tag}", "", digest.short) for tag, digest in (("1", ONE), ("2", ONE), ("3", TWO))],
+    ]
+    assert not store.images.withdraw("a", ONE)
+
+
+def test_what_was_pulled_is_not_pushed_over_nor_removed(store: Store) -> None:
+    """That would take a record from containers that run on it; a pull, though, may take a push's name."""
+    store.images.put(A)
+    repository, _, tag = A.reference.rpartition(":")
+    with pytest.raises(InUse, match="was pulled"):
+        push(store, repository, tag, ONE)
+    assert not store.images.untag(repository, tag)
+    assert not store.images.withdraw(repository, A.manifest)
+    assert (list(store.images), pushed(store)) == ([A], [])
+    store.images.remove(A.reference)
+    push(store, repository, tag, ONE)
+    store.images.put(A)
+    assert list(store.images) == [A]
+    assert pushed(store) == [("", repository, ONE.short)]
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ class Push:
         data = b""
         while piece := await read(request.content):
             data += piece
-            if len(data) > DOCUMENT_LIMIT:
+            if max(len(data), request.content_length or 0) > DOCUMENT_LIMIT:
                 message = f"a manifest may have {DOCUMENT_LIMIT} bytes"
                 raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "SIZE_INVALID", message)
         digest = digest or Digest.of(data)

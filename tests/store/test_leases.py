@@ -1,0 +1,82 @@
+"""Leases: what a push is about to need survives a sweep, for an hour."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from store import Digest, Store
+from store.gc import Marks, sweep
+from store.leases import LENGTH
+from tests.store.rig import everything, killed_at_every_step, put_blob
+
+
+def swept(store: Store) -> list[Digest]:
+    """What is left when nothing is marked."""
+    with store.exclusive():
+        sweep(store, Marks(set(), set(), set(), set()))
+    return list(store.blobs)
+
+
+def grant(store: Store, digest: Digest) -> None:
+    with store.shared():
+        store.leases.grant(digest)
+
+
+def age(store: Store, digest: Digest, seconds: float) -> None:
+    """Has the lease begun so many seconds ago."""
+    began = time.time() - seconds
+    os.utime(Path(store.root, "leases", f"{digest.algorithm}-{digest.hex}"), (began, began))
+
+
+def test_a_leased_blob_stays(store: Store) -> None:
+    """And only that, in the next process, too."""
+    leased, other = put_blob(store, b"leased"), put_blob(store, b"other")
+    grant(store, leased)
+    assert swept(Store(store.root)) == [leased]
+    assert other not in store.blobs
+
+
+def test_after_an_hour_it_goes(store: Store) -> None:
+    """Nothing is left of the lease either."""
+    digest = put_blob(store, b"x")
+    grant(store, digest)
+    age(store, digest, LENGTH - 60)
+    assert swept(store) == [digest]
+    age(store, digest, LENGTH + 60)
+    assert swept(store) == []
+    assert everything(Path(store.root, "leases")) == []
+
+
+def test_a_lease_can_be_prolonged(store: Store) -> None:
+    digest = put_blob(store, b"x")
+    grant(store, digest)
+    age(store, digest, LENGTH + 60)
+    grant(store, digest)
+    assert swept(store) == [digest]
+
+
+def test_a_store_of_an_older_program(store: Store) -> None:
+    """It has no such directory: that is no lease, until one is granted."""
+    Path(store.root, "leases").rmdir()
+    digest = put_blob(store, b"x")
+    assert swept(store) == []
+    digest = put_blob(store, b"x")
+    grant(store, digest)
+    assert swept(store) == [digest]
+
+
+def test_what_is_no_lease_is_left_alone(store: Store) -> None:
+    Path(store.root, "leases", "note").write_text("mine")
+    assert swept(store) == []
+    assert everything(Path(store.root, "leases")) == [str(Path("note"))]
+
+
+def test_granting_killed_at_any_step(store: Store, store_root: Path) -> None:
+    """There is a lease or none, and the next one goes through."""
+    digest = put_blob(store, b"x")
+    program = 'store = Store(ROOT)\nwith store.shared():\n    store.leases.grant(Digest.of(b"x"))'
+    for _ in killed_at_every_step(program, store_root):
+        assert store.leases.current() <= {digest}
+    assert swept(store) == [digest]
