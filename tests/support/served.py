@@ -15,7 +15,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,13 +189,15 @@ def running(layout: Path, **options: Any) -> Iterator[Running]:
 
 
 @contextmanager
-def served(root: Path, *options: str | Path, tls: ssl.SSLContext | None = None) -> Iterator[Served]:
+def served(
+    root: Path, *options: str | Path, tls: ssl.SSLContext | None = None, prefix: Sequence[str] = ()
+) -> Iterator[Served]:
     """`pullpipe --root ROOT serve`, on a free port unless the options say otherwise; killed after the block.
 
-    What it said on stderr is the test's, and should be nothing: it is printed, so that pytest shows it on a failure.
+    Its stderr is the test's own. `prefix` is a program that starts it.
     """
     place = () if {"--listen", "--unix"} & {str(option) for option in options} else ("--listen", "127.0.0.1:0")
-    command = [sys.executable, "-m", "pullpipe", "--root", str(root), "serve", *place, *map(str, options)]
+    command = [*prefix, sys.executable, "-m", "pullpipe", "--root", str(root), "serve", *place, *map(str, options)]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             assert process.stdout is not None
