@@ -103,6 +103,16 @@ class TestPull:
         answer = registry.ask(f"/v2/{NAME}/blobs/{Digest.of(b'layer for pull')}", Range="bytes=0-1,5-6")
         assert (answer.status, answer.body) == (200, b"layer for pull")
 
+    def test_many_requests_over_one_connection(self, registry: Served, image: Digest) -> None:
+        connection, sockets = registry.connect(), set()
+        for path in ("/v2/", f"/v2/{NAME}/manifests/pull", "/v2/nobody/tags/list", f"/v2/{NAME}/manifests/pull"):
+            connection.request("GET", path)
+            assert connection.getresponse().read()
+            sockets.add(connection.sock)
+        assert len(sockets) == 1
+        assert None not in sockets  # the registry would have closed it
+        connection.close()
+
     @pytest.mark.parametrize("kind", ["manifests", "blobs"])
     def test_what_a_client_has_it_need_not_get_again(self, registry: Served, image: Digest, kind: str) -> None:
         digest = image if kind == "manifests" else Digest.of(b"layer for pull")

@@ -27,13 +27,20 @@ class Registry:
     """One `docker-registry serve` on a free loopback port, alive within its `with` block.
 
     `directory` receives the configuration, the log and the storage. With `users` (name to password)
-    every request needs basic authentication; with `tokens`, a token of that server.
+    every request needs basic authentication; with `tokens`, a token of that server. With `upstream`, a URL, it is a
+    pull-through cache of that registry.
     """
 
     def __init__(
-        self, directory: Path, users: Mapping[str, str] | None = None, *, tokens: TokenServer | None = None
+        self,
+        directory: Path,
+        users: Mapping[str, str] | None = None,
+        *,
+        tokens: TokenServer | None = None,
+        upstream: str = "",
     ) -> None:
         self.directory = directory
+        self.upstream = upstream
         self.users = dict(users or {})
         self.tokens = tokens
         self.port = 0
@@ -113,6 +120,8 @@ class Registry:
             },
             "http": {"addr": "127.0.0.1:0"},
         }
+        if self.upstream:
+            config["proxy"] = {"remoteurl": self.upstream}
         if self.users:
             htpasswd = self.directory / "htpasswd"
             htpasswd.write_text("".join(f"{user}:{_bcrypt(word)}\n" for user, word in self.users.items()))
