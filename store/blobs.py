@@ -97,21 +97,20 @@ class Blobs:
             with open(ingest.fileno(), "wb", closefd=False) as file:
                 file.write(data)
         except BaseException:
-            ingest.discard()
             ingest.close()
             raise
         self.name(ingest, digest)
         return ingest
 
     def incoming(self) -> Ingest:
-        """A new blob whose digest only its last byte will tell: then `name` it, or discard it.
+        """A new blob whose digest only its last byte will tell; then `name` it.
 
-        It is nobody else's, and what a crash leaves of it is removed by `clean`.
+        It is nobody else's, so closing it removes it, unless it was published; `clean` does so after a crash.
         """
         while True:
             path = os.path.join(self._ingest, f"incoming.{os.getpid()}.{next(_numbers)}")
             try:
-                return Ingest(path, "", 0)
+                return Ingest(path, "", 0, lasting=False)
             except InUse:
                 continue  # somebody's `clean` took it for garbage before it was locked
 
@@ -123,8 +122,9 @@ class Blobs:
 class Ingest:
     """A blob that is arriving: a file that only grows, locked while this object is open."""
 
-    def __init__(self, path: str, final: str, size: int) -> None:
+    def __init__(self, path: str, final: str, size: int, *, lasting: bool = True) -> None:
         self.path = path
+        self._lasting = lasting  # whether somebody may go on with what has arrived, when it is closed
         self.final = final  # where the blob will stand
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -163,9 +163,9 @@ class Ingest:
             os.unlink(self.path)
 
     def close(self) -> None:
-        """Gives the lock back. What has arrived stays for the next attempt, unless that is nothing."""
+        """Gives the lock back. What has arrived stays for the next attempt, unless that is nothing or nobody's."""
         if self._fd >= 0:
-            if os.fstat(self._fd).st_size == 0:
+            if not self._lasting or os.fstat(self._fd).st_size == 0:
                 self.discard()
             os.close(self._fd)
             self._fd = -1

@@ -5,6 +5,7 @@ The categories are those of the spec's own conformance tests: pull, push, conten
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,6 +195,12 @@ class TestPushBlobs:
         answer = registry.ask(location, "PATCH", iter([b"four"]), Content_Range="0-9")
         assert answer.refusal == (400, "SIZE_INVALID")
         assert registry.ask(location).refusal == (404, "BLOB_UPLOAD_UNKNOWN")
+
+    def test_a_body_that_is_called_compressed_is_kept_as_it_is(self, registry: Served) -> None:
+        data = gzip.compress(b"a layer, say")
+        location = start(registry).headers["Location"]
+        answer = finish(registry, location, Digest.of(data), data, Content_Encoding="gzip")
+        self.there(registry, answer, data)
 
     def test_the_empty_blob(self, registry: Served) -> None:
         self.there(registry, finish(registry, start(registry).headers["Location"], Digest.of(b"")), b"")

@@ -165,6 +165,12 @@ class TestDocument:
             store.publish([document], [])
         assert store.blobs.read(DIGEST) == DATA
 
+    def test_leaves_nothing_when_it_is_not_published(self, store: Store) -> None:
+        with store.blobs.document(DIGEST, DATA):
+            assert len(ingests(store)) == 1
+        assert ingests(store) == []
+        assert DIGEST not in store.blobs
+
     def test_again_when_it_is_there(self, store: Store) -> None:
         """Published over itself."""
         for _ in range(2):

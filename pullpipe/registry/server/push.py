@@ -156,10 +156,7 @@ class Push:
                 message = f"the manifest needs {', '.join(map(str, missing[:10]))}, which must be pushed before it"
                 raise Refused(HTTPStatus.NOT_FOUND, "MANIFEST_BLOB_UNKNOWN", message)
             with self._store.blobs.document(digest, data) as document:
-                try:
-                    self._store.publish([document], [])
-                finally:
-                    document.discard()  # nothing, once it is published
+                self._store.publish([document], [])
             try:
                 self._store.images.push(name, tag, digest, outline.media_type, len(data))
             except InUse as error:

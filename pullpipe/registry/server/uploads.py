@@ -100,7 +100,6 @@ class Upload:
         with self._file:
             if self._open:
                 self._open = False
-                self._ingest.discard()
                 self._ingest.close()
 
 
