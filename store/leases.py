@@ -1,8 +1,8 @@
 """Leases: blobs that no record needs yet, and that are about to be named in a manifest.
 
 A push brings its blobs one by one, minutes apart, and its manifest last; of those that are here already it only asks
-whether they are. No lock can be held for so long. So whoever tells a client that a blob is here leases it: for an
-hour from then on no sweep removes it.
+whether they are. No lock can be held for so long. So whoever tells a client that a blob is here leases it: for a day
+from then on, longer than any push takes, no sweep removes it.
 
     leases/<algorithm>-<hex>    empty; its time of modification is when the lease began
 """
@@ -16,7 +16,7 @@ from contextlib import suppress
 from store.digest import Digest
 from store.errors import InvalidDigest
 
-LENGTH = 3600.0  # seconds
+LENGTH = 24 * 3600.0  # seconds
 
 
 class Leases:

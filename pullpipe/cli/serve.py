@@ -89,4 +89,5 @@ async def _serve(arguments: argparse.Namespace, store: Store) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"pullpipe: {text}", file=sys.stderr, flush=True)
+    printable = "".join(character if character.isprintable() else "?" for character in text)  # clients choose paths
+    print(f"pullpipe: {printable}", file=sys.stderr, flush=True)

@@ -141,8 +141,9 @@ def test_users(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 def test_each_request_is_told_to_who_wants_to_know(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with served(tmp_path / "root", "--log-level", "debug") as registry:
         registry.ask("/v2/_catalog?n=1")
+        registry.ask("/v2/%1b[31mred%0a")
         assert registry.end() == 0
-    assert capfd.readouterr().err == "pullpipe: GET /v2/_catalog\n"
+    assert capfd.readouterr().err == "pullpipe: GET /v2/_catalog\npullpipe: GET /v2/?[31mred?\n"
 
 
 def test_passwords_in_the_open_are_warned_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Leases: what a push is about to need survives a sweep, for an hour."""
+"""Leases: what a push is about to need survives a sweep, for a day."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_leased_blob_stays(store: Store) -> None:
     assert other not in store.blobs
 
 
-def test_after_an_hour_it_goes(store: Store) -> None:
+def test_after_a_day_it_goes(store: Store) -> None:
     """Nothing is left of the lease either."""
     digest = put_blob(store, b"x")
     grant(store, digest)

@@ -130,8 +130,8 @@ class Push:
 
     async def _put_manifest(self, request: web.Request) -> web.Response:
         name, reference = _checked_name(request), request.match_info["reference"]
-        digest = parse_digest(reference) if ":" in reference else None
-        if digest is None and not TAG.fullmatch(reference):
+        stated = parse_digest(reference) if ":" in reference else None
+        if stated is None and not TAG.fullmatch(reference):
             raise _invalid(f"{reference[:200]!r} is no valid tag")
         data = b""
         while piece := await read(request.content):
@@ -139,17 +139,20 @@ class Push:
             if max(len(data), request.content_length or 0) > DOCUMENT_LIMIT:
                 message = f"a manifest may have {DOCUMENT_LIMIT} bytes"
                 raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "SIZE_INVALID", message)
-        digest = digest or Digest.of(data)
-        if not digest.matches(data):
-            raise Refused(HTTPStatus.BAD_REQUEST, "DIGEST_INVALID", f"the manifest does not have the digest {digest}")
-        outline = _outline(data, request.headers.get(hdrs.CONTENT_TYPE, ""))
-        tag = "" if ":" in reference else reference
-        await asyncio.to_thread(self._keep_manifest, name, tag, digest, data, outline)
+        media_type = request.headers.get(hdrs.CONTENT_TYPE, "")
+        tag = "" if stated else reference
+        digest, outline = await asyncio.to_thread(self._keep_manifest, name, tag, stated, data, media_type)
         subject = {"OCI-Subject": str(outline.subject)} if outline.subject else {}
         headers = {hdrs.LOCATION: f"/v2/{name}/manifests/{digest}", DIGEST_HEADER: str(digest), **subject}
         return web.Response(status=201, headers=headers)
 
-    def _keep_manifest(self, name: str, tag: str, digest: Digest, data: bytes, outline: Outline) -> None:
+    def _keep_manifest(
+        self, name: str, tag: str, stated: Digest | None, data: bytes, media_type: str
+    ) -> tuple[Digest, Outline]:
+        digest = stated or Digest.of(data)
+        if not digest.matches(data):
+            raise Refused(HTTPStatus.BAD_REQUEST, "DIGEST_INVALID", f"the manifest does not have the digest {digest}")
+        outline = _outline(data, media_type)
         with self._store.shared():
             missing = [part for part in (*outline.manifests, *outline.blobs) if part not in self._store.blobs]
             if missing:
@@ -161,6 +164,7 @@ class Push:
                 self._store.images.push(name, tag, digest, outline.media_type, len(data))
             except InUse as error:
                 raise Refused(HTTPStatus.FORBIDDEN, "DENIED", str(error)) from error
+        return digest, outline
 
     async def _delete_manifest(self, request: web.Request) -> web.Response:
         name, reference = request.match_info["name"], request.match_info["reference"]
