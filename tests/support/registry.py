@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import ssl
 import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -23,12 +24,44 @@ START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 
 
+class Authority:
+    """A certificate authority of its own, made by openssl in `directory`; `path` is its certificate (PEM)."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.path = directory / "ca.crt"
+        directory.mkdir(parents=True, exist_ok=True)
+        self._make("ca", "/CN=authority", "-addext", "keyUsage=critical,keyCertSign")
+
+    def issue(self, name: str = "server", *addresses: str) -> tuple[Path, Path]:
+        """A certificate for these (`DNS:localhost`, `IP:127.0.0.1`; without any, for both), and its key."""
+        names = ",".join(addresses or ("DNS:localhost", "IP:127.0.0.1"))
+        signed = ("-CA", str(self.path), "-CAkey", str(self.directory / "ca.key"))
+        # Without, openssl would make an authority of it.
+        end = ("-addext", "basicConstraints=critical,CA:FALSE", "-addext", f"subjectAltName={names}")
+        self._make(name, f"/CN={name}", *signed, *end)
+        return self.directory / f"{name}.crt", self.directory / f"{name}.key"
+
+    def server_context(self) -> ssl.SSLContext:
+        """For a server on loopback that proves itself by this authority."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*self.issue())
+        return context
+
+    def _make(self, name: str, subject: str, *options: str) -> None:
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc"]
+        command += ["-days", "2", "-subj", subject, "-keyout", f"{name}.key", "-out", f"{name}.crt", *options]
+        done = subprocess.run(command, cwd=self.directory, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"openssl req: {done.stderr}")
+
+
 class Registry:
     """One `docker-registry serve` on a free loopback port, alive within its `with` block.
 
     `directory` receives the configuration, the log and the storage. With `users` (name to password)
     every request needs basic authentication; with `tokens`, a token of that server. With `upstream`, a URL, it is a
-    pull-through cache of that registry.
+    pull-through cache of that registry, and takes no pushes. With an `authority` it speaks TLS.
     """
 
     def __init__(
@@ -38,11 +71,13 @@ class Registry:
         *,
         tokens: TokenServer | None = None,
         upstream: str = "",
+        authority: Authority | None = None,
     ) -> None:
         self.directory = directory
         self.upstream = upstream
         self.users = dict(users or {})
         self.tokens = tokens
+        self.authority = authority
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -50,6 +85,11 @@ class Registry:
     def host(self) -> str:
         """`127.0.0.1:PORT`, as it begins a reference."""
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """`http://127.0.0.1:PORT`, or https."""
+        return f"{'https' if self.authority else 'http'}://{self.host}"
 
     @property
     def log(self) -> str:
@@ -130,6 +170,9 @@ class Registry:
             bundle = str(self.tokens.certificate)
             token = {"realm": self.tokens.realm, "service": SERVICE, "issuer": ISSUER, "rootcertbundle": bundle}
             config["auth"] = {"token": token}
+        if self.authority:
+            certificate, key = self.authority.issue("registry")
+            config["http"] = {"addr": "127.0.0.1:0", "tls": {"certificate": str(certificate), "key": str(key)}}
         return config
 
     def _wait_until_it_answers(self) -> None:
@@ -147,6 +190,9 @@ class Registry:
 
     def _answers(self) -> bool:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=2)
+        if self.authority:
+            context = ssl.create_default_context(cafile=str(self.authority.path))
+            connection = HTTPSConnection("127.0.0.1", self.port, timeout=2, context=context)
         try:
             connection.request("GET", "/v2/")
             return connection.getresponse().status in (200, 401)

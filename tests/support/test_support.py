@@ -35,7 +35,7 @@ from tests.support.images import (
     write_docker_archive,
     write_layout,
 )
-from tests.support.registry import Registry
+from tests.support.registry import Authority, Registry
 from tests.support.tree import difference, snapshot
 
 BLOB = os.urandom(100_000)
@@ -123,6 +123,28 @@ class TestRegistry:
             assert skopeo_inspect("--creds=u:p", f"docker://{reference}")["Name"] == reference[: -len(":1")]
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", private.port))
+
+    @pytest.mark.needs_root
+    def test_tls(self, cli: Cli, layout: Path, tmp_path: Path) -> None:
+        """It proves itself by an authority of its own, which nobody trusts who was not told to."""
+        require("docker-registry")
+        require("openssl")
+        authority = Authority(tmp_path / "authority")
+        with Registry(tmp_path / "registry", authority=authority) as encrypted:
+            reference = encrypted.push(layout, "small", to="encrypted:1")
+            refused = cli("pull", reference)
+            assert (refused.returncode, "certificate" in refused.stderr) == (1, True)
+            done = cli("pull", "-q", reference, env={"SSL_CERT_FILE": str(authority.path)})
+            assert done.returncode == 0, done.stderr
+
+    @pytest.mark.needs_root
+    def test_cache_of_another_registry(self, cli: Cli, registry: Registry, layout: Path, tmp_path: Path) -> None:
+        """What it does not have it gets there, and gives it out again."""
+        reference = registry.push(layout, "small", to="support/cached:1")
+        with Registry(tmp_path / "cache", upstream=registry.url) as cache:
+            assert cli("pull", "-q", reference.replace(registry.host, cache.host)).returncode == 0
+            digest, _ = layer_of(layout)
+            assert f"/blobs/{digest}" in cache.log
 
 
 class TestImages:

@@ -1,0 +1,400 @@
+"""A proxy in front of a real registry, which breaks what passes through it as `Rule`s say, and records what passed.
+
+A rule names requests, and the fault that their answers suffer; `tests.support.faults` has the faults. The proxy has two
+addresses: the registry's, and a second host that blobs may be redirected to, as to a storage service; no credentials
+may arrive there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+import secrets
+import socket
+import ssl
+import struct
+import termios
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
+from fcntl import ioctl
+from time import monotonic
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self, TypeVar
+from urllib.parse import parse_qs, urlsplit
+
+from tests.support.registry import Registry
+
+T = TypeVar("T")
+Place = Literal["registry", "storage"]
+Framing = Literal["length", "chunked", "close"]
+
+STORAGE_ADDRESS = "127.0.0.2"  # another host than the registry's 127.0.0.1, and still loopback
+ELSEWHERE = "/elsewhere"  # a path that begins so is the registry's without it: a place to redirect to
+_PIECE = 64 << 10  # bytes
+
+
+class Answer(NamedTuple):
+    """An HTTP answer, whole. A header is there once."""
+
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    body: bytes = b""
+
+    def header(self, name: str) -> str:
+        """Its value, or an empty text."""
+        return next((value for key, value in self.headers.items() if key.lower() == name.lower()), "")
+
+    def but(self, headers: Mapping[str, str | None]) -> Answer:
+        """With these headers in place of what was there; None takes one away."""
+        names = {name.lower() for name in headers}
+        kept = {name: value for name, value in self.headers.items() if name.lower() not in names}
+        return self._replace(headers=kept | {name: value for name, value in headers.items() if value is not None})
+
+
+@dataclass(eq=False)
+class Exchange:
+    """One request and what became of it; a fault acts on it."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]  # by their names in lower case
+    at: Place
+    when: float  # it came, by the monotonic clock
+    reused: bool  # whether its connection had served another one before
+    proxy: FaultProxy = field(repr=False)
+    reader: asyncio.StreamReader = field(repr=False)
+    writer: asyncio.StreamWriter = field(repr=False)
+    fault: str = ""  # the name of what struck it
+    status: int = 0  # of what was answered; 0: nothing
+    start: int = 0  # where in the blob the answer's body begins
+    sent: int = 0  # bytes of the body that were given to the kernel
+
+    async def upstream(self, *, ranged: bool = True) -> Answer:
+        """What the registry answers to it; with `ranged` false, to the same request without its Range."""
+        wanted = ("accept", "range") if ranged else ("accept",)
+        passed_on = {name: value for name, value in self.headers.items() if name in wanted}
+        return await self.proxy.ask(self.method, self.path.removeprefix(ELSEWHERE), passed_on)
+
+    async def send(
+        self,
+        answer: Answer,
+        *,
+        upto: int | None = None,
+        framing: Framing = "length",
+        pause: float = 0,
+        piece: int = _PIECE,
+    ) -> None:
+        """The answer, or no more of its body than the first `upto` bytes; with `pause` seconds after each piece."""
+        found = re.match(r"bytes (\d+)-", answer.header("Content-Range"))
+        self.start = int(found[1]) if found else 0
+        if self.method == "HEAD":
+            answer = answer._replace(body=b"")
+        elif framing != "length":
+            encoding = "chunked" if framing == "chunked" else None
+            answer = answer.but({"Content-Length": None, "Transfer-Encoding": encoding})
+        elif not answer.header("Content-Length"):
+            answer = answer.but({"Content-Length": str(len(answer.body))})
+        await self.send_head(answer)
+        body = answer.body[:upto]
+        for at in range(0, len(body), piece):
+            data = body[at : at + piece]
+            self.writer.write(b"%x\r\n%b\r\n" % (len(data), data) if framing == "chunked" else data)
+            await self.writer.drain()
+            self.sent += len(data)
+            if pause:
+                await asyncio.sleep(pause)
+        if framing == "chunked" and len(body) == len(answer.body):
+            self.writer.write(b"0\r\n\r\n")
+        if framing == "close":
+            self.writer.close()
+
+    async def send_head(self, answer: Answer, *, pause: float = 0) -> None:
+        """Its status line and headers; with a `pause`, that many seconds after each few bytes."""
+        self.status = answer.status
+        lines = [f"{name}: {value}" for name, value in answer.headers.items()]
+        head = "\r\n".join([f"HTTP/1.1 {answer.status} {answer.reason}", *lines, "", ""]).encode("latin-1")
+        piece = 32 if pause else len(head)
+        for at in range(0, len(head), piece):
+            self.writer.write(head[at : at + piece])
+            await self.writer.drain()
+            if pause:
+                await asyncio.sleep(pause)
+
+    async def stall(self) -> None:
+        """Says nothing more until the client has enough of it."""
+        with suppress(ConnectionError):
+            await self.reader.read(1)
+        self.writer.close()
+
+    async def reset(self) -> None:
+        """Ends the connection by RST, once the client's kernel has all that was sent."""
+        connection = self.writer.get_extra_info("socket")
+        with suppress(OSError):  # the client has gone
+            while _unacknowledged(connection):  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.001)
+            # Without lingering, a close sends RST instead of FIN.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
+
+class Fault(NamedTuple):
+    """What is done instead of passing the registry's answer on."""
+
+    name: str
+    strike: Callable[[Exchange], Awaitable[None]]
+
+
+@dataclass
+class Rule:
+    """Which requests suffer the fault: those whose method and path match, but for the first `skip` of them.
+
+    `times` is how many; None is all. Of several rules for one request the first that has not been used up strikes.
+    """
+
+    fault: Fault
+    path: str = ""  # a pattern that is looked for in it; "" is any
+    _: KW_ONLY
+    method: str = "GET"  # "" is any
+    at: Place = "registry"
+    skip: int = 0
+    times: int | None = 1
+    struck: int = 0
+
+    def strikes(self, exchange: Exchange) -> bool:
+        """Whether it is this one's turn; which is counted."""
+        fits = self.at == exchange.at and self.method in ("", exchange.method) and re.search(self.path, exchange.path)
+        if not fits or self.struck == self.times:
+            return False
+        if self.skip:
+            self.skip -= 1
+            return False
+        self.struck += 1
+        return True
+
+
+@dataclass
+class Access:
+    """The registry wants authentication: a token, or by the scheme "basic" the password itself.
+
+    `/token` gives tokens to `user` (name and password), or to anybody if there is none. Each is good for `uses`
+    requests; None is for ever.
+    """
+
+    user: tuple[str, str] | None = None
+    uses: int | None = None
+    scheme: Literal["bearer", "basic"] = "bearer"
+    tokens: dict[str, int] = field(default_factory=dict)  # that were given, and how often each was used
+
+    def admits(self, exchange: Exchange) -> bool:
+        """Whether the request has what it takes."""
+        if self.scheme == "basic":
+            return self._is_user(exchange)
+        token = exchange.headers.get("authorization", "").removeprefix("Bearer ")
+        if token not in self.tokens or self.tokens[token] == self.uses:
+            return False
+        self.tokens[token] += 1
+        return True
+
+    def refusal(self, exchange: Exchange) -> Answer:
+        """401, with a challenge that fits the request."""
+        challenge = 'Basic realm="faults"'
+        if self.scheme == "bearer":
+            challenge = f'Bearer realm="{exchange.proxy.url}/token",service="faults"'
+            if name := re.match("/v2/(.+)/(?:manifests|blobs)/", exchange.path.removeprefix(ELSEWHERE)):
+                challenge += f',scope="repository:{name[1]}:pull"'
+        return error(401, "Unauthorized", "UNAUTHORIZED").but({"WWW-Authenticate": challenge})
+
+    def token(self, exchange: Exchange) -> Answer:
+        """What `/token` says."""
+        if self.user and not self._is_user(exchange):
+            return error(401, "Unauthorized", "UNAUTHORIZED")
+        if not parse_qs(urlsplit(exchange.path).query).get("scope"):
+            return error(400, "Bad Request", "UNSUPPORTED")
+        token = secrets.token_urlsafe()
+        self.tokens[token] = 0
+        return document(200, "OK", {"token": token, "expires_in": 300})
+
+    def _is_user(self, exchange: Exchange) -> bool:
+        basic = base64.b64encode(":".join(self.user or ()).encode()).decode()
+        return exchange.headers.get("authorization") == f"Basic {basic}"
+
+
+class FaultProxy:
+    """The proxy, in a thread of its own, alive within its `with` block.
+
+    `rules` may be changed while it runs. With `tls`, the registry's address speaks TLS; the storage's never does.
+    Leaving the block fails when credentials came to the storage.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        *rules: Rule,
+        access: Access | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.rules = list(rules)
+        self.access = access
+        self.exchanges: list[Exchange] = []
+        self.host = self.storage = ""  # each `address:port`
+        self._registry = registry
+        self._tls = tls
+        self._servers: dict[Place, asyncio.Server] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        try:
+            self.host = self._run(self._listen("registry", "127.0.0.1", 0))
+            self.storage = self._run(self._listen("storage", STORAGE_ADDRESS, 0))
+        except BaseException:
+            self._end_thread()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._run(self._stop())
+        finally:
+            self._end_thread()
+        if kind is None:
+            leaks = [one.path for one in self.of(at="storage") if {"authorization", "cookie"} & one.headers.keys()]
+            assert not leaks, f"credentials went to another host: {leaks}"
+
+    @property
+    def url(self) -> str:
+        """The registry's."""
+        return f"{'https' if self._tls else 'http'}://{self.host}"
+
+    def of(self, path: str = "", *, method: str = "", at: Place | None = None) -> list[Exchange]:
+        """The requests so far whose path matches the pattern, in their order."""
+        return [
+            one
+            for one in self.exchanges
+            if re.search(path, one.path) and method in ("", one.method) and at in (None, one.at)
+        ]
+
+    def ranges(self, path: str) -> list[str]:
+        """The Range header of each GET; "" where there was none."""
+        return [one.headers.get("range", "") for one in self.of(path, method="GET")]
+
+    def sent(self, path: str) -> int:
+        """Bytes of all answers' bodies together."""
+        return sum(one.sent for one in self.of(path))
+
+    def refuse(self, seconds: float) -> None:
+        """Closes the registry's port for a while; on the proxy's own loop."""
+        address, _, port = self.host.rpartition(":")
+        self._servers["registry"].close()
+        self._loop.call_later(seconds, lambda: self._start(self._listen("registry", address, int(port))))
+
+    async def ask(self, method: str, path: str, headers: Mapping[str, str]) -> Answer:
+        """What the registry itself says."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._registry.port)
+        try:
+            # As HTTP/1.0, which has no chunks; the end of the answer is that of the connection.
+            lines = [f"{method} {path} HTTP/1.0", f"host: {self._registry.host}"]
+            lines += [f"{name}: {value}" for name, value in headers.items()]
+            writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        finally:
+            writer.close()
+        first, *fields = head.decode("latin-1").split("\r\n")
+        _, status, reason = first.split(" ", 2)
+        answer = Answer(int(status), reason, _headers(fields), body)
+        return answer.but({"Connection": None})
+
+    async def _listen(self, place: Place, address: str, port: int) -> str:
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):  # the client has gone
+                await self._serve(place, reader, writer)
+            writer.close()
+
+        server = await asyncio.start_server(
+            lambda reader, writer: self._start(connected(reader, writer)),
+            address,
+            port,
+            ssl=self._tls if place == "registry" else None,
+        )
+        self._servers[place] = server
+        return "{}:{}".format(*server.sockets[0].getsockname())
+
+    async def _serve(self, place: Place, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reused = False
+        while not writer.is_closing():
+            first = await reader.readexactly(1)
+            if not first.isalpha():
+                return  # TLS, to see whether we speak it
+            request, *fields = (first + await reader.readuntil(b"\r\n\r\n")).decode("latin-1").rstrip().split("\r\n")
+            method, path, _ = request.split(" ")
+            headers = {name.lower(): value for name, value in _headers(fields).items()}
+            exchange = Exchange(method, path, headers, place, monotonic(), reused, self, reader, writer)
+            self.exchanges.append(exchange)
+            await self._answer(exchange)
+            await writer.drain()
+            reused = True
+            if headers.get("connection", "").lower() == "close":
+                return
+
+    async def _answer(self, exchange: Exchange) -> None:
+        inside = exchange.at == "registry"
+        rule = next((rule for rule in self.rules if rule.strikes(exchange)), None)
+        if rule is not None:
+            exchange.fault = rule.fault.name
+            await rule.fault.strike(exchange)
+        elif self.access and inside and exchange.path.startswith("/token"):
+            await exchange.send(self.access.token(exchange))
+        elif self.access and inside and not self.access.admits(exchange):
+            await exchange.send(self.access.refusal(exchange))
+        elif not inside and "authorization" in exchange.headers:
+            await exchange.send(error(400, "Bad Request", "DENIED"))  # as storage services do
+        else:
+            await exchange.send(await exchange.upstream())
+
+    def _start(self, work: Coroutine[Any, Any, object]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _stop(self) -> None:
+        for server in self._servers.values():
+            server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)
+
+    def _end_thread(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def document(status: int, reason: str, body: object) -> Answer:
+    """An answer in JSON."""
+    return Answer(status, reason, {"Content-Type": "application/json"}, json.dumps(body).encode())
+
+
+def error(status: int, reason: str, code: str) -> Answer:
+    """An error as the distribution-spec has it."""
+    return document(status, reason, {"errors": [{"code": code, "message": code.lower()}]})
+
+
+def _headers(lines: Iterable[str]) -> dict[str, str]:
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _unacknowledged(connection: socket.socket) -> int:
+    """Bytes that were written, and that the other side's kernel has not confirmed."""
+    return struct.unpack("i", ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0]  # type: ignore[no-any-return]
