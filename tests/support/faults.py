@@ -165,7 +165,8 @@ def corrupt(at: int) -> Fault:
 
     def change(answer: Answer) -> Answer:
         body = bytearray(answer.body)
-        body[min(at, len(body) - 1)] ^= 0xFF
+        if body:  # of a HEAD there is none
+            body[min(at, len(body) - 1)] ^= 0xFF
         return answer._replace(body=bytes(body))
 
     return _changed(f"corrupt({at})", change)

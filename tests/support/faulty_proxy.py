@@ -74,8 +74,16 @@ class Exchange:
     start: int = 0  # where in the blob the answer's body begins
     sent: int = 0  # bytes of the body that were given to the kernel
 
+    @property
+    def asks_for_token(self) -> bool:
+        """Whether it is for the token server, which the proxy itself is."""
+        return self.at == "registry" and self.proxy.access is not None and self.path.startswith("/token")
+
     async def upstream(self, *, ranged: bool = True) -> Answer:
         """What the registry answers to it; with `ranged` false, to the same request without its Range."""
+        if self.asks_for_token:
+            assert self.proxy.access is not None
+            return self.proxy.access.token(self)
         wanted = ("accept", "range") if ranged else ("accept",)
         passed_on = {name: value for name, value in self.headers.items() if name in wanted}
         return await self.proxy.ask(self.method, self.path.removeprefix(ELSEWHERE), passed_on)
@@ -108,7 +116,7 @@ class Exchange:
             self.sent += len(data)
             if pause:
                 await asyncio.sleep(pause)
-        if framing == "chunked" and len(body) == len(answer.body):
+        if framing == "chunked" and self.method != "HEAD" and len(body) == len(answer.body):
             self.writer.write(b"0\r\n\r\n")
         if framing == "close":
             self.writer.close()
@@ -153,6 +161,7 @@ class Fault(NamedTuple):
 class Rule:
     """Which requests suffer the fault: those whose method and path match, but for the first `skip` of them.
 
+    Requests that are refused for want of authentication are none of them.
     `times` is how many; None is all. Of several rules for one request the first that has not been used up strikes.
     """
 
@@ -244,16 +253,16 @@ class FaultProxy:
         self.host = self.storage = ""  # each `address:port`
         self._registry = registry
         self._tls = tls
-        self._servers: dict[Place, asyncio.Server] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._listening: dict[Place, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._errors: list[BaseException] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
         try:
-            self.host = self._run(self._listen("registry", "127.0.0.1", 0))
-            self.storage = self._run(self._listen("storage", STORAGE_ADDRESS, 0))
+            self._run(self._open())
         except BaseException:
             self._end_thread()
             raise
@@ -267,6 +276,8 @@ class FaultProxy:
         finally:
             self._end_thread()
         if kind is None:
+            if self._errors:
+                raise self._errors[0]
             leaks = [one.path for one in self.of(at="storage") if {"authorization", "cookie"} & one.headers.keys()]
             assert not leaks, f"credentials went to another host: {leaks}"
 
@@ -294,8 +305,8 @@ class FaultProxy:
     def refuse(self, seconds: float) -> None:
         """Closes the registry's port for a while; on the proxy's own loop."""
         address, _, port = self.host.rpartition(":")
-        self._servers["registry"].close()
-        self._loop.call_later(seconds, lambda: self._start(self._listen("registry", address, int(port))))
+        if self._listening["registry"].cancel():
+            self._loop.call_later(seconds, self._listen, "registry", address, int(port))
 
     async def ask(self, method: str, path: str, headers: Mapping[str, str]) -> Answer:
         """What the registry itself says."""
@@ -313,20 +324,30 @@ class FaultProxy:
         answer = Answer(int(status), reason, _headers(fields), body)
         return answer.but({"Connection": None})
 
-    async def _listen(self, place: Place, address: str, port: int) -> str:
-        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with suppress(ConnectionError, asyncio.IncompleteReadError):  # the client has gone
-                await self._serve(place, reader, writer)
-            writer.close()
+    def _listen(self, place: Place, address: str, port: int = 0) -> str:
+        listening = socket.create_server((address, port))
+        listening.setblocking(False)
+        self._listening[place] = self._start(self._accept(place, listening))
+        return "{}:{}".format(*listening.getsockname())
 
-        server = await asyncio.start_server(
-            lambda reader, writer: self._start(connected(reader, writer)),
-            address,
-            port,
-            ssl=self._tls if place == "registry" else None,
-        )
-        self._servers[place] = server
-        return "{}:{}".format(*server.sockets[0].getsockname())
+    async def _accept(self, place: Place, listening: socket.socket) -> None:
+        with listening:
+            while True:
+                connection, _ = await self._loop.sock_accept(listening)
+                self._start(self._connected(place, connection))
+
+    async def _connected(self, place: Place, connection: socket.socket) -> None:
+        reader = asyncio.StreamReader(loop=self._loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=self._loop)
+        tls = self._tls if place == "registry" else None
+        # ConnectionError: the client has gone. SSLError: it did not mean to speak TLS, or does not trust us.
+        with suppress(ConnectionError, ssl.SSLError, asyncio.IncompleteReadError):
+            transport, _ = await self._loop.connect_accepted_socket(lambda: protocol, connection, ssl=tls)
+            writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
+            try:
+                await self._serve(place, reader, writer)
+            finally:
+                writer.close()
 
     async def _serve(self, place: Place, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         reused = False
@@ -346,28 +367,33 @@ class FaultProxy:
                 return
 
     async def _answer(self, exchange: Exchange) -> None:
-        inside = exchange.at == "registry"
-        rule = next((rule for rule in self.rules if rule.strikes(exchange)), None)
-        if rule is not None:
+        access = self.access if exchange.at == "registry" and not exchange.asks_for_token else None
+        if access and not access.admits(exchange):
+            await exchange.send(access.refusal(exchange))
+        elif rule := next((rule for rule in self.rules if rule.strikes(exchange)), None):
             exchange.fault = rule.fault.name
             await rule.fault.strike(exchange)
-        elif self.access and inside and exchange.path.startswith("/token"):
-            await exchange.send(self.access.token(exchange))
-        elif self.access and inside and not self.access.admits(exchange):
-            await exchange.send(self.access.refusal(exchange))
-        elif not inside and "authorization" in exchange.headers:
+        elif exchange.at == "storage" and "authorization" in exchange.headers:
             await exchange.send(error(400, "Bad Request", "DENIED"))  # as storage services do
         else:
             await exchange.send(await exchange.upstream())
 
-    def _start(self, work: Coroutine[Any, Any, object]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()):
+                self._errors.append(error)
+
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(ended)
+        return task
+
+    async def _open(self) -> None:
+        self.host = self._listen("registry", "127.0.0.1")
+        self.storage = self._listen("storage", STORAGE_ADDRESS)
 
     async def _stop(self) -> None:
-        for server in self._servers.values():
-            server.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
