@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,18 @@ def wrong(root: Path, layers: Mapping[str, Snapshot]) -> list[str]:
         if diff_id not in layers:
             lines.append(f"layer {diff_id}: of no image")
             continue
-        lines += [f"layer {diff_id}: {line}" for line in difference(snapshot(directory / "fs"), layers[diff_id])]
+        lines += [f"layer {diff_id}: {line}" for line in difference(layer_tree(root, diff_id), layers[diff_id])]
         lines += _missing(directory / "layer.json")
     for record in json.loads((root / "index.json").read_bytes())["manifests"]:
         name = record["annotations"][REF_NAME]
         lines += [f"{name}: {line}" for line in _image(root, record)]
     return lines
+
+
+def layer_tree(root: Path, diff_id: str) -> Snapshot:
+    """The layer's directory; its whiteouts without their times, which are when they were made."""
+    nodes = snapshot(_tree(root, "layers", diff_id) / "fs")
+    return {path: replace(node, mtime_ns=0) if node.device == (0, 0) else node for path, node in nodes.items()}
 
 
 def _blobs(root: Path) -> Iterator[str]:
@@ -38,7 +45,7 @@ def _blobs(root: Path) -> Iterator[str]:
 
 
 def _image(root: Path, record: dict[str, Any]) -> Iterator[str]:
-    """What a record leads to and is not there. A layer's blob may have been left out, but not be of another size."""
+    """What a record leads to and is not there. A layer's blob need not be: its tree may have come by another one."""
     manifest = _document(root, record)
     if manifest is None:
         yield "no manifest"
@@ -50,12 +57,11 @@ def _image(root: Path, record: dict[str, Any]) -> Iterator[str]:
     diff_ids = config["rootfs"]["diff_ids"]
     for layer in manifest["layers"]:
         path = _blob(root, layer)
-        yield from _missing(path)
         if path.exists() and path.stat().st_size != layer["size"]:
             yield f"{layer['digest']} has {path.stat().st_size} bytes instead of {layer['size']}"
     for diff_id in diff_ids:
         yield from _missing(_tree(root, "layers", diff_id) / "fs")
-    stack = _tree(root, "stacks", _chain_id(diff_ids))
+    stack = _tree(root, "stacks", chain_id(diff_ids))
     yield from _missing(stack / "fs")
     if not list(_missing(stack / "stack.json")):
         for lower in json.loads((stack / "stack.json").read_bytes())["lower"]:
@@ -78,8 +84,8 @@ def _tree(root: Path, kind: str, digest: str) -> Path:
     return root / kind / digest.replace(":", "/")
 
 
-def _chain_id(diff_ids: list[str]) -> str:
-    """image-spec, config.md, "Layer ChainID"."""
+def chain_id(diff_ids: Sequence[str]) -> str:
+    """What a stack of these layers is called (image-spec, config.md, "Layer ChainID")."""
     chain, *rest = diff_ids
     for diff_id in rest:
         chain = "sha256:" + hashlib.sha256(f"{chain} {diff_id}".encode()).hexdigest()

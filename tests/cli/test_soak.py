@@ -1,0 +1,284 @@
+"""Many pulls of random images through random faults into one store, some of them killed: it stays right throughout.
+
+`make test` does a fixed thirty; `make soak` two hundred by a new seed each time. PULLPIPE_SOAK is how many, and
+PULLPIPE_SOAK_SEED repeats a run that failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.cli.rig import digest_of, document, group_is_gone, layers_of, ok, started, until
+from tests.cli.store_checker import chain_id, layer_tree, wrong
+from tests.conftest import Cli
+from tests.pipe.oracle import flattened
+from tests.support import faults
+from tests.support.faulty_proxy import Fault, FaultProxy, Rule
+from tests.support.images import Dir, Entry, File, Image, Layer, Opaque, Symlink, Whiteout, write_layout
+from tests.support.registry import Registry
+from tests.support.tree import Snapshot, difference, snapshot
+
+PULLS = int(os.environ.get("PULLPIPE_SOAK", "30"))
+SEED = int(os.environ.get("PULLPIPE_SOAK_SEED") or (1 if PULLS == 30 else random.SystemRandom().randrange(10**9)))
+IMAGES = 6
+OPTIONS = ("--plain-http", "--durability=none", "--retries=3", "--timeout=2")
+PATIENCE = 60.0  # seconds; a pull that takes longer hangs
+
+
+class Pushed(NamedTuple):
+    """An image in the registry, and what it should come to."""
+
+    repository: str
+    manifest: str
+    digests: list[str]  # of its config's and layers' blobs
+    diff_ids: list[str]
+    tree: Snapshot
+
+
+def random_layers(rng: random.Random) -> list[Layer]:
+    """Layers of which images are made; the second half are those that hide what others have."""
+    layers = []
+    for number in range(8):
+        entries: list[Entry] = [Dir(f"d{number}", mtime_ns=number), Dir("shared", mode=0o750, mtime_ns=77)]
+        for name in range(rng.randrange(1, 5)):
+            size = rng.choice([0, 10, 5_000, 100_000, 1_500_000 if name == 0 else 40_000])
+            entries.append(File(f"d{number}/{name}", rng.randbytes(size), uid=rng.choice([0, 1000])))
+        entries.append(Symlink(f"shared/{number}", f"../d{number}/0"))
+        layers.append(Layer(entries, rng.choice(["gzip", "zstd", None])))
+    again = rng.choice([layer for layer in layers if layer.compression != "zstd"])
+    layers.append(Layer(again.entries, "zstd"))  # the same diffID by another blob
+    for number in range(4):
+        hidden = rng.randrange(8)
+        marks: list[Entry] = [Whiteout(f"d{hidden}/0"), Whiteout(f"shared/{hidden}"), Opaque(f"d{hidden}")]
+        layers.append(Layer([rng.choice(marks), File(f"upper{number}", rng.randbytes(300))]))
+    return layers
+
+
+def random_images(rng: random.Random) -> dict[str, Image]:
+    layers = random_layers(rng)
+    return {f"i{number}": Image(rng.sample(layers, rng.randrange(1, 6))) for number in range(IMAGES)}
+
+
+def random_fault(rng: random.Random) -> Fault:
+    """Each of its size; those that take seconds are rare."""
+    after = rng.choice([0, 1, 100, 20_000, 1_200_000])
+    makes: list[Callable[[], Fault]] = [
+        faults.drop,
+        faults.reset,
+        lambda: faults.reset(after),
+        lambda: faults.cut(after),
+        lambda: faults.cut(after, "chunked"),
+        lambda: faults.cut(after, "close"),
+        lambda: rng.choice([faults.stall(), faults.stall_in_headers(), faults.stall(after)]),
+        lambda: faults.refuse(rng.uniform(0, 0.5)),
+        lambda: faults.hang_up(announced=rng.random() < 0.5),
+        lambda: faults.drip(0.01, max(after, 5_000)),
+        lambda: faults.trickle_headers(0.005),
+        faults.garbage,
+        lambda: faults.answer(rng.choice([400, 401, 404, 500, 502, 504]), "Some Reason"),
+        lambda: faults.refusal(rng.choice([403, 429]), "No", "TOOMANYREQUESTS", {"Retry-After": "0"}),
+        lambda: faults.page(rng.choice([200, 403, 503]), "Page"),
+        lambda: faults.redirect("http://{storage}{path}", rng.choice([301, 302, 303, 307, 308])),
+        lambda: faults.redirect("{path}"),
+        lambda: faults.corrupt(after),
+        lambda: faults.longer(1 + after),
+        lambda: faults.shorter(1),
+        lambda: faults.framed(rng.choice(["chunked", "close"])),
+        faults.compressed,
+        faults.ignore_range,
+        faults.refuse_range,
+        lambda: faults.headers({"Content-Range": f"bytes {after}-{after}/{after}"}),
+        lambda: faults.headers({"Docker-Content-Digest": rng.choice([None, "rubbish", "sha256:" + "0" * 64])}),
+    ]
+    return rng.choice(makes)()
+
+
+def random_rules(rng: random.Random, image: Pushed) -> list[Rule]:
+    places = ["/manifests/", "/blobs/", "", *image.digests]
+    return [
+        Rule(
+            random_fault(rng),
+            rng.choice(places),
+            method=rng.choice(["GET", "GET", "GET", "HEAD"]),
+            skip=rng.choice([0, 0, 0, 1, 2]),
+            times=rng.choice([1, 1, 1, 2, 3, None]),
+        )
+        for _ in range(rng.choice([0, 1, 1, 2, 2, 3, 4]))
+    ]
+
+
+@contextmanager
+def overlay(root: Path, diff_ids: Sequence[str], target: Path) -> Iterator[Path]:
+    """The image's stack, mounted by what its record says and without pullpipe."""
+    stack = root / "stacks" / chain_id(diff_ids).replace(":", "/")
+    lower = [root / name for name in json.loads((stack / "stack.json").read_bytes())["lower"]]
+    empty = target.parent / "empty"  # at least two directories are wanted
+    for directory in (target, empty):
+        directory.mkdir(exist_ok=True)
+    options = "ro,lowerdir=" + ":".join(map(str, [*lower, empty]))
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, target], check=True)
+    try:
+        yield target
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
+class Soak:
+    """The store under test and what may be in it."""
+
+    def __init__(self, root: Path, scratch: Path, proxy: FaultProxy, layers: dict[str, Snapshot]) -> None:
+        self.root = root
+        self._scratch = scratch
+        self._proxy = proxy
+        self._layers = layers
+
+    def reference(self, image: Pushed) -> str:
+        return f"{self._proxy.host}/{image.repository}:1"
+
+    def recorded(self) -> set[str]:
+        """The references in the store."""
+        index = self.root / "index.json"
+        entries = json.loads(index.read_bytes())["manifests"] if index.exists() else []
+        return {entry["annotations"]["org.opencontainers.image.ref.name"] for entry in entries}
+
+    def pull(self, rng: random.Random, images: Sequence[Pushed], number: int | None) -> None:
+        """Pulls these at the same time; a signal, if there is one, goes to the first of them in mid-pull."""
+        outputs = [self._scratch / f"stderr.{count}" for count in range(len(images))]
+        with ExitStack() as running:
+            pulls = [
+                running.enter_context(
+                    started(
+                        self.root, "pull", *OPTIONS, f"--jobs={rng.randrange(1, 5)}", self.reference(image), stderr=said
+                    )
+                )
+                for image, said in zip(images, outputs, strict=True)
+            ]
+            if number is not None:
+                first = pulls[0]
+                self._wait(first, rng.randrange(1, 8))
+                time.sleep(rng.uniform(0, 0.1))  # not to wait for anything: any moment will do
+                if first.poll() is None:
+                    first.send_signal(number)
+            for count, (pull, image, said) in enumerate(zip(pulls, images, outputs, strict=True)):
+                out, _ = pull.communicate(timeout=PATIENCE)
+                self._check_outcome(image, pull.returncode, out, said.read_text(), number if count == 0 else None)
+                until(lambda pull=pull: group_is_gone(pull))  # type: ignore[misc]
+        self.check()
+        if all(pull.returncode == 0 for pull in pulls):
+            left = list((self.root / "staging").iterdir())
+            assert number is not None or left == []
+
+    def _wait(self, pull: subprocess.Popen[str], count: int) -> None:
+        """Until so many requests have come, or none for a while after the first; or the pull has ended."""
+        exchanges = self._proxy.exchanges
+
+        def reached() -> bool:
+            quiet = bool(exchanges) and time.monotonic() - exchanges[-1].when > 0.5
+            return quiet or len(exchanges) >= count or pull.poll() is not None
+
+        until(reached)
+
+    def _check_outcome(self, image: Pushed, code: int, out: str, said: str, number: int | None) -> None:
+        """The right tree, or one clear line; or the end that the signal makes."""
+        assert "Traceback" not in said, said
+        assert "this is a bug" not in said, said
+        lines = said.splitlines()
+        errors = [line for line in lines if "pullpipe: error: " in line]
+        if code == 0:
+            assert (out, errors) == (f"{image.manifest}\n", []), said
+            assert self.reference(image) in self.recorded()
+            self.check_tree(image)
+        elif code == 1:
+            assert (out, errors) == ("", lines[-1:]), said
+        else:
+            assert number is not None
+            assert code in ({-number, 128 + number}), said
+            assert errors == []
+
+    def check_tree(self, image: Pushed) -> None:
+        with overlay(self.root, image.diff_ids, self._scratch / "mounted") as mounted:
+            assert difference(snapshot(mounted), image.tree) == []
+
+    def check(self) -> None:
+        """Whatever has happened, nothing that is visible is wrong."""
+        if (self.root / "index.json").exists():
+            assert wrong(self.root, self._layers) == []
+
+
+@pytest.fixture(scope="module")
+def images(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> list[Pushed]:
+    layout = tmp_path_factory.mktemp("soak") / "layout"
+    made = random_images(random.Random(SEED))
+    write_layout(layout, made)
+    pushed = []
+    for tag, image in made.items():
+        registry.push(layout, tag, to=f"soak/{tag}:1")
+        tree = flattened([layer.entries for layer in image.layers])
+        assert tree is not None
+        manifest = digest_of(layout, tag)
+        config = document(layout, manifest)["config"]["digest"]
+        digests = [config, *(layer["digest"] for layer in layers_of(layout, tag))]
+        pushed.append(Pushed(f"soak/{tag}", manifest, digests, [layer.diff_id for layer in image.layers], tree))
+    return pushed
+
+
+@pytest.fixture
+def layers(cli: Cli, images: list[Pushed], registry: Registry, store_root: Path, tmp_path: Path) -> dict[str, Snapshot]:
+    """What each layer's directory should look like: as an undisturbed pull makes it, whose stacks are right."""
+    trees = {}
+    with FaultProxy(registry) as proxy:
+        soak = Soak(tmp_path / "reference", tmp_path, proxy, {})
+        for image in images:
+            ok(cli, "pull", "--quiet", "--root", soak.root, "--plain-http", soak.reference(image))
+            soak.check_tree(image)
+            for diff_id in image.diff_ids:
+                trees[diff_id] = layer_tree(soak.root, diff_id)
+    return trees
+
+
+@pytest.mark.needs_root
+@pytest.mark.timeout(600 + 10 * PULLS)
+def test_soak(
+    cli: Cli,
+    registry: Registry,
+    images: list[Pushed],
+    layers: dict[str, Snapshot],
+    store_root: Path,
+    tmp_path: Path,
+) -> None:
+    print(f"repeat it by PULLPIPE_SOAK={PULLS} PULLPIPE_SOAK_SEED={SEED}")
+    with FaultProxy(registry) as proxy:
+        soak = Soak(store_root, tmp_path, proxy, layers)
+        for count in range(PULLS):
+            rng = random.Random(f"{SEED} {count}")
+            wanted = rng.sample(images, rng.choice([1, 1, 1, 2]))
+            present = sorted(soak.recorded() & {soak.reference(image) for image in wanted})
+            if present and rng.random() < 0.8:
+                ok(cli, "rmi", *present)
+                soak.check()
+            number = rng.choice([None, None, None, signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+            proxy.rules = random_rules(rng, wanted[0])
+            proxy.exchanges.clear()
+            rules = [(rule.fault.name, rule.method, rule.path, rule.skip, rule.times) for rule in proxy.rules]
+            print(f"{count}: {[one.repository for one in wanted]}, {number}, {rules}")
+            soak.pull(rng, wanted, number)
+        proxy.rules = []
+        for image in images:
+            ok(cli, "pull", "--quiet", *OPTIONS, soak.reference(image))
+            soak.check_tree(image)
+        soak.check()
+        assert list((store_root / "staging").iterdir()) == []
+        ok(cli, "rmi", *sorted(soak.recorded()))
+        for kind in ("blobs", "layers", "variants", "stacks", "staging"):
+            assert [path for path in (store_root / kind).rglob("*") if path.is_file()] == []
