@@ -9,7 +9,7 @@ TOOLS := docker-registry:docker-registry skopeo:skopeo umoci:umoci podman:podman
     bsdtar:libarchive-tools busybox:busybox-static pax:pax zstd:zstd pigz:pigz igzip:isal bgzip:tabix openssl:openssl \
     setpriv:util-linux unshare:util-linux
 
-.PHONY: demo test check fuzz bench tools clean
+.PHONY: demo test check fuzz soak bench tools clean
 
 demo: $(BIN)/pullpipe
 	$(BIN)/pullpipe demo
@@ -29,6 +29,10 @@ fuzz: $(VENV)/.test
 	$(BIN)/pip install --quiet atheris || true
 	timeout 300 $(BIN)/python -m tests.fuzz_atheris tarstream --runs 5000000 --seconds 240
 	timeout 300 $(BIN)/python -m tests.fuzz_atheris inflate --runs 5000000 --seconds 240
+
+# A few minutes: pulls through random faults, some of them killed, by another seed each time.
+soak: $(VENV)/.test
+	PULLPIPE_SOAK=200 $(BIN)/python -m pytest tests/cli/test_soak.py
 
 bench: $(BIN)/pullpipe
 	$(BIN)/pip install --quiet --editable '.[bench]'
