@@ -105,17 +105,19 @@ def random_fault(rng: random.Random) -> Fault:
 
 
 def random_rules(rng: random.Random, image: Pushed) -> list[Rule]:
-    places = ["/manifests/", "/blobs/", "", *image.digests]
-    return [
-        Rule(
-            random_fault(rng),
-            rng.choice(places),
-            method=rng.choice(["GET", "GET", "GET", "HEAD"]),
-            skip=rng.choice([0, 0, 0, 1, 2]),
-            times=rng.choice([1, 1, 1, 2, 3, None]),
-        )
-        for _ in range(rng.choice([0, 1, 1, 2, 2, 3, 4]))
+    places = [
+        ("HEAD", ""),
+        ("GET", "/manifests/"),
+        ("GET", "/blobs/"),
+        ("GET", ""),
+        *(("GET", one) for one in image.digests),
     ]
+    rules = []
+    for _ in range(rng.choice([0, 1, 2, 2, 3, 4])):
+        method, path = rng.choice(places)
+        skip, times = rng.choice([0, 0, 0, 1, 2]), rng.choice([1, 1, 1, 2, 3, None])
+        rules.append(Rule(random_fault(rng), path, method=method, skip=skip, times=times))
+    return rules
 
 
 @contextmanager
