@@ -304,7 +304,11 @@ WRONG: dict[str, tuple[Fault, str, str]] = {
     "a length too long": (faults.headers({"Content-Length": "9999999"}), "layer", "has 9999999 bytes as blob {layer}"),
     "a length too short": (faults.headers({"Content-Length": "10"}), "layer", "{host}"),
     "a compressed layer": (faults.compressed(), "layer", "as blob {layer}, and the manifest says {size}"),
-    "a redirect to FTP": (faults.redirect("ftp://{storage}{path}"), "layer", "{host} redirects to what is no place on the web"),
+    "a redirect to FTP": (
+        faults.redirect("ftp://{storage}{path}"),
+        "layer",
+        "{host} redirects to what is no place on the web",
+    ),
     "a redirect to no URL": (faults.redirect("http://[::x{path}"), "layer", "{host} redirects to what is no URL"),
     "a redirect to nothing": (faults.answer(307, "Temporary"), "layer", "answered 307 Temporary for blob {layer}"),
 }

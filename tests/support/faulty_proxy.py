@@ -253,7 +253,7 @@ class FaultProxy:
         self.host = self.storage = ""  # each `address:port`
         self._registry = registry
         self._tls = tls
-        self._listening: dict[Place, asyncio.Task[None]] = {}
+        self._listening: dict[Place, socket.socket] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._errors: list[BaseException] = []
         self._loop = asyncio.new_event_loop()
@@ -304,8 +304,9 @@ class FaultProxy:
 
     def refuse(self, seconds: float) -> None:
         """Closes the registry's port for a while; on the proxy's own loop."""
-        address, _, port = self.host.rpartition(":")
-        if self._listening["registry"].cancel():
+        if "registry" in self._listening:
+            self._close("registry")
+            address, _, port = self.host.rpartition(":")
             self._loop.call_later(seconds, self._listen, "registry", address, int(port))
 
     async def ask(self, method: str, path: str, headers: Mapping[str, str]) -> Answer:
@@ -325,16 +326,20 @@ class FaultProxy:
         return answer.but({"Connection": None})
 
     def _listen(self, place: Place, address: str, port: int = 0) -> str:
-        listening = socket.create_server((address, port))
+        def accept() -> None:
+            with suppress(BlockingIOError):  # it has gone meanwhile
+                self._start(self._connected(place, listening.accept()[0]))
+
+        self._listening[place] = listening = socket.create_server((address, port))
         listening.setblocking(False)
-        self._listening[place] = self._start(self._accept(place, listening))
+        self._loop.add_reader(listening, accept)
         return "{}:{}".format(*listening.getsockname())
 
-    async def _accept(self, place: Place, listening: socket.socket) -> None:
-        with listening:
-            while True:
-                connection, _ = await self._loop.sock_accept(listening)
-                self._start(self._connected(place, connection))
+    def _close(self, place: Place) -> None:
+        listening = self._listening.pop(place, None)
+        if listening is not None:
+            self._loop.remove_reader(listening)
+            listening.close()
 
     async def _connected(self, place: Place, connection: socket.socket) -> None:
         reader = asyncio.StreamReader(loop=self._loop)
@@ -346,6 +351,9 @@ class FaultProxy:
             writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
             try:
                 await self._serve(place, reader, writer)
+            except asyncio.CancelledError:
+                transport.abort()  # whatever the client has not taken yet
+                raise
             finally:
                 writer.close()
 
@@ -378,7 +386,7 @@ class FaultProxy:
         else:
             await exchange.send(await exchange.upstream())
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             if not task.cancelled() and (error := task.exception()):
@@ -387,16 +395,19 @@ class FaultProxy:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(ended)
-        return task
 
     async def _open(self) -> None:
         self.host = self._listen("registry", "127.0.0.1")
         self.storage = self._listen("storage", STORAGE_ADDRESS)
 
     async def _stop(self) -> None:
+        for place in list(self._listening):
+            self._close(place)
+        await asyncio.sleep(0)  # so that each task has begun, and ends its connection
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # so that the connections are closed, too
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)
