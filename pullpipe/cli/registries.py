@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pullpipe.errors import BadArgument, BadConfiguration, InvalidReference, Unauthorized
 from pullpipe.reference import Reference
 from pullpipe.registry.credentials import Credentials, Keyring, auth_files, plain_key
-from pullpipe.registry.hosts import Endpoint, origin
+from pullpipe.registry.hosts import Endpoint, Hosts, Paths
 from pullpipe.registry.tokens import TokenCache
 from store import Digest
 
@@ -46,8 +46,9 @@ def add_authfile_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 def access_to(reference: Reference, arguments: argparse.Namespace) -> Access:
     """What there is for this image. Raises `BadConfiguration`, or `Blocked`."""
+    hosts = Hosts(Paths.usual(os.environ, os.path.expanduser("~")))
     return Access(
-        [origin(reference, plain_http=arguments.plain_http, unix_socket=arguments.unix_socket)],
+        hosts.endpoints(reference, plain_http=arguments.plain_http, unix_socket=arguments.unix_socket),
         keyring(arguments, reference.registry),
         token_cache(),
     )

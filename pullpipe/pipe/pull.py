@@ -230,7 +230,7 @@ class _Layers:
             try:
                 staging, result = await self._stage(diff_id, layer, owned)
             except WrongBlob as error:  # of which nothing is kept: once more, from its start
-                self._progress.note(f"{layer.digest.short}: {str(error).partition(':')[0]}")
+                self._progress.note(f"{error}".rpartition("; ")[0] + "; fetching it again")
                 staging, result = await self._stage(diff_id, layer, owned)
             info = _info(diff_id, result)
             staging.describe(info)

@@ -31,7 +31,7 @@ class Repository:
     @property
     def authoritative(self) -> bool:
         """Whether it is the registry itself, and no mirror of it."""
-        return not self.endpoint.namespace
+        return not self.endpoint.mirror
 
     @property
     def name(self) -> str:

@@ -44,7 +44,8 @@ class Asking:
         self.reference = Reference.parse(f"{hosts[-1]}/a/b:image")
         own = origin(self.reference, plain_http=True)
         mirrors = [
-            Endpoint(host, host, "a/b", ("http",), namespace=self.reference.registry, tags=tags) for host in hosts[:-1]
+            Endpoint(host, host, "a/b", ("http",), namespace=self.reference.registry, tags=tags, mirror=True)
+            for host in hosts[:-1]
         ]
         self.endpoints = [*mirrors, own]
         self.network = Network(retries=retries, timeout=timeout)
