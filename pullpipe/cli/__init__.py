@@ -103,6 +103,8 @@ def program() -> NoReturn:
         code = main()
     except SystemExit as end:  # argparse's, and a signal's
         code = end.code if isinstance(end.code, int) else 1
+    except KeyboardInterrupt:  # before the command had begun
+        code = 130
     with suppress(BrokenPipeError):
         sys.stdout.flush()
     sys.stderr.flush()

@@ -35,7 +35,7 @@ from store import Digest, InvalidDigest
 _T = TypeVar("_T")
 _Place = Repository | ForeignUrl
 _ACCEPT = {"Accept": ACCEPT}
-_HEAD = frozenset(range(500)) - {408, 425, 429}  # answers to a HEAD that need not be waited out
+_HEAD = frozenset(range(500)) - {408, 425, 429} | {501}  # answers to a HEAD that need not be waited out
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _LARGE = 32 << 20  # bytes of a blob that is worth several requests
 _WINDOW = 4 << 20  # bytes of one of them
@@ -253,7 +253,7 @@ class RegistryClient:
 
 def _part_of(place: _Place, response: aiohttp.ClientResponse, descriptor: Descriptor, start: int) -> _Part:
     """What the answer holds. Raises `UnexpectedAnswer` when that is not of this blob, or not what was asked for."""
-    pieces = response.content.iter_any()
+    pieces = _arriving(response.content)
     if response.status == 206:
         stated = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if stated is None or int(stated[1]) != start:
@@ -276,3 +276,15 @@ def _digest(place: Repository, text: str) -> Digest:
         return Digest.parse(text)
     except InvalidDigest as error:
         raise UnexpectedAnswer(f"{place.name} sent an {error}") from error
+
+
+async def _arriving(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """What comes; aiohttp keeps to itself what it still had when the connection broke."""
+    try:
+        async for piece in content.iter_any():
+            yield piece
+    except (aiohttp.ClientError, TimeoutError):
+        content._exception = None
+        if rest := content.read_nowait():
+            yield rest
+        raise
