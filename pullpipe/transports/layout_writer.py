@@ -15,14 +15,15 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from pullpipe import local
-from pullpipe.errors import BadArgument, InvalidDocument, NotFound
+from pullpipe.errors import BadArgument, NotFound
 from pullpipe.local import LocalImage
-from pullpipe.oci import DOCUMENT_LIMIT, OCI_INDEX, Index, parse_document
+from pullpipe.oci import OCI_INDEX
 from pullpipe.reference import Reference
 from pullpipe.transports import CONTAINERD_NAME, REF_NAME
+from pullpipe.transports.exports import Export, export
 from pullpipe.transports.outputs import Tar, replaced, write_all, writing
 from pullpipe.transports.stored import PIECE, proven
-from store import Digest, Store, StoreError, durable
+from store import Digest, ImageRecord, Store, durable
 from store.digest import new_hash
 
 _LAYOUT = b'{"imageLayoutVersion": "1.0.0"}'
@@ -47,9 +48,10 @@ def plan(store: Store, images: Sequence[LocalImage]) -> Layout:
     entries: dict[str, dict[str, Any]] = {}
     blobs: dict[Digest, str] = {}
     for image in images:
-        entry, needed = _entry(store, image)
+        found = export(store, image)
+        entry = _entry(found, image.record)
         entries[_name(entry)] = entry
-        blobs.update(dict.fromkeys(needed, image.record.reference))
+        blobs.update(dict.fromkeys([*found.documents, *found.blobs], found.reference))
     for blob, reference in sorted(blobs.items()):
         if blob not in store.blobs:
             raise NotFound(local.not_kept(store, blob, reference))
@@ -89,61 +91,17 @@ def write_directory(store: Store, layout: Layout, path: str) -> None:
         durable.sync_directory(path)
 
 
-def _entry(store: Store, image: LocalImage) -> tuple[dict[str, Any], set[Digest]]:
-    """The image as an index lists it, and the blobs that it needs.
-
-    That is the index which the image was chosen from, if all that it leads to is in the store; else the manifest.
-    """
-    record = image.record
-    found = _index(store, record.resolved) if record.resolved != record.manifest else None
-    if found is not None:
-        entry, blobs = found
-    else:
+def _entry(found: Export, record: ImageRecord) -> dict[str, Any]:
+    """The image as an index lists it."""
+    entry: dict[str, Any] = {"mediaType": found.media_type, "digest": str(found.digest), "size": found.size}
+    if found.digest == record.manifest:
         platform = {"os": record.os, "architecture": record.architecture, "variant": record.variant}
-        entry = {
-            "mediaType": record.media_type,
-            "digest": str(record.manifest),
-            "size": record.size,
-            "platform": {key: value for key, value in platform.items() if value},
-        }
-        blobs = {record.manifest, image.manifest.config.digest, *(layer.digest for layer in image.manifest.layers)}
+        entry["platform"] = {key: value for key, value in platform.items() if value}
     reference = Reference.parse(record.reference)
     if reference.digest is not None:  # a name with a digest is a claim, which has to be true of what goes by it
-        reference = reference._replace(digest=Digest.parse(entry["digest"]))
+        reference = reference._replace(digest=found.digest)
     entry["annotations"] = dict.fromkeys((REF_NAME, CONTAINERD_NAME), str(reference))
-    return entry, blobs
-
-
-def _index(store: Store, digest: Digest) -> tuple[dict[str, Any], set[Digest]] | None:
-    """The index with this digest as an entry, and all that it leads to; None when not all of it is in the store."""
-    try:
-        data = store.blobs.read(digest)
-        parsed = parse_document(data)
-        blobs = _leads_to(store, digest)
-    except (StoreError, InvalidDocument, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    if not isinstance(parsed, Index) or not all(blob in store.blobs for blob in blobs):
-        return None
-    return {"mediaType": parsed.media_type, "digest": str(digest), "size": len(data)}, blobs
-
-
-def _leads_to(store: Store, top: Digest) -> set[Digest]:
-    """A manifest or index, and all that it leads to: also things that are no images, as an image's attestations.
-
-    Raises `StoreError`, and what JSON of another form leads to.
-    """
-    blobs: set[Digest] = set()
-    pending = {top}
-    while pending:
-        digest = pending.pop()
-        blobs.add(digest)
-        if (store.blobs.size(digest) or 0) > DOCUMENT_LIMIT:
-            raise InvalidDocument(f"{digest} is too large for a manifest")
-        fields = json.loads(store.blobs.read(digest))
-        pending |= {Digest.parse(entry["digest"]) for entry in fields.get("manifests") or ()} - blobs
-        config = [fields["config"]] if fields.get("config") else []
-        blobs |= {Digest.parse(entry["digest"]) for entry in (*config, *(fields.get("layers") or ()))}
-    return blobs
+    return entry
 
 
 @contextmanager
