@@ -116,6 +116,17 @@ def _readable(store: Store) -> Iterator[LocalImage]:
             continue  # damaged: what it names cannot be known
 
 
+def neighbours(store: Store, reference: Reference) -> dict[Digest, str]:
+    """Blobs of layers that the registry should have in other repositories than the reference's, with such a one."""
+    others = [(Reference.parse(image.record.reference), image) for image in _readable(store)]
+    return {
+        layer.digest: other.repository
+        for other, image in others
+        if other.registry == reference.registry and other.repository != reference.repository
+        for layer in image.manifest.layers
+    }
+
+
 def remove(store: Store, reference: Reference) -> Swept:
     """Removes the image's record, and what no other image and no container needs. Raises `NotInStore`."""
     with store.exclusive():

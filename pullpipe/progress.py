@@ -1,4 +1,7 @@
-"""What a pull reports, and its faces: bars (tqdm), plain lines, JSON lines, or nothing. All write to standard error."""
+"""What a pull or a push reports, and its faces: bars (tqdm), plain lines, JSON lines, or nothing.
+
+All write to standard error.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -17,6 +20,20 @@ if TYPE_CHECKING:
     from store import Digest
 
 _INTERVAL = 0.1  # seconds between two reports on one layer
+
+
+class Words(NamedTuple):
+    """What the faces call it."""
+
+    bar: str
+    here: str
+    to_do: str
+    finished: str
+    stored: str
+
+
+PULL = Words("pull", "already here", "to pull", "pulled and unpacked", "pulled")
+PUSH = Words("push", "already there", "to push", "pushed", "pushed")
 
 
 class Progress:
@@ -41,6 +58,10 @@ class Progress:
 
     def fetched(self, layer: Descriptor, count: int) -> None:
         """So many bytes of its blob are here."""
+
+    def sent(self, blob: Descriptor, count: int) -> None:
+        """So many bytes of it are on their way to the registry, or there."""
+        self.fetched(blob, count)
 
     def unpacked(self, layer: Descriptor, count: int) -> None:
         """So many bytes of its tar stream are unpacked."""
@@ -79,22 +100,24 @@ class Progress:
 class Plain(Progress):
     """A line for each layer, for logs."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: TextIO, words: Words = PULL) -> None:
         self._file = file
+        self._words = words
 
     def plan(self, layers: Sequence[Descriptor], missing: Sequence[Descriptor], what: str = "layers") -> None:
         have = len(layers) - len(missing)
         size = human_size(sum(layer.size for layer in missing))
-        self.note(f"{len(layers)} {what}, {have} already here, {len(missing)} to pull ({size})")
+        words = self._words
+        self.note(f"{len(layers)} {what}, {have} {words.here}, {len(missing)} {words.to_do} ({size})")
 
     def waiting(self, layer: Descriptor) -> None:
         self.note(f"{layer.digest.short}: another process is pulling it, waiting")
 
     def finished(self, layer: Descriptor) -> None:
-        self.note(f"{layer.digest.short}: pulled and unpacked, {human_size(layer.size)}")
+        self.note(f"{layer.digest.short}: {self._words.finished}, {human_size(layer.size)}")
 
     def stored(self, blob: Descriptor) -> None:
-        self.note(f"{blob.digest.short}: pulled, {human_size(blob.size)}")
+        self.note(f"{blob.digest.short}: {self._words.stored}, {human_size(blob.size)}")
 
     def note(self, text: str) -> None:
         print(text, file=self._file, flush=True)
@@ -103,7 +126,7 @@ class Plain(Progress):
 class JsonLines(Progress):
     """One JSON object a line: {"event": …, "layer": digest, …}; sizes in bytes, times in seconds."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: TextIO, words: Words = PULL) -> None:
         self._file = file
         self._last: dict[tuple[str, str], float] = {}
         self._stages: dict[str, dict[str, float]] = {}
@@ -123,6 +146,9 @@ class JsonLines(Progress):
 
     def fetched(self, layer: Descriptor, count: int) -> None:
         self._count("fetched", layer, count)
+
+    def sent(self, blob: Descriptor, count: int) -> None:
+        self._count("sent", blob, count)
 
     def unpacked(self, layer: Descriptor, count: int) -> None:
         self._count("unpacked", layer, count)
@@ -156,8 +182,9 @@ class JsonLines(Progress):
 class Bars(Progress):
     """A bar for the whole pull, and one for each layer in flight."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: TextIO, words: Words = PULL) -> None:
         self._file = file
+        self._words = words
         self._total: tqdm[Any] | None = None
         self._bars: dict[Digest, tqdm[Any]] = {}
 
@@ -166,7 +193,7 @@ class Bars(Progress):
         if self._total is not None:
             self._total.total = (self._total.total or 0) + size
         elif missing:
-            self._total = self._bar("pull", size)
+            self._total = self._bar(self._words.bar, size)
 
     def waiting(self, layer: Descriptor) -> None:
         self.note(f"{layer.digest.short}: another process is pulling it, waiting")
@@ -220,12 +247,12 @@ class Bars(Progress):
 FACES = ("auto", "bar", "plain", "json", "none")
 
 
-def face(name: str) -> Progress:
+def face(name: str, words: Words = PULL) -> Progress:
     """The face of this name; `auto` is bars on a terminal and plain lines elsewhere."""
     if name == "auto":
         name = "bar" if sys.stderr.isatty() else "plain"
     faces = {"bar": Bars, "plain": Plain, "json": JsonLines}
-    return faces[name](sys.stderr) if name in faces else Progress()
+    return faces[name](sys.stderr, words) if name in faces else Progress()
 
 
 def human_size(count: float) -> str:

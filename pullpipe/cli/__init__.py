@@ -32,6 +32,7 @@ COMMANDS = (
     "rmi",
     "load",
     "save",
+    "push",
     "serve",
     "mount",
     "umount",

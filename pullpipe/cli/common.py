@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pullpipe.cli.registries import add_registry_options
 from pullpipe.errors import NeedsRoot
 from pullpipe.platforms import Platform
-from pullpipe.progress import FACES, Progress, face
+from pullpipe.progress import FACES, PULL, Progress, Words, face
 from store import Store
 
 if TYPE_CHECKING:
@@ -66,6 +66,11 @@ def add_unpack_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-ratio", metavar="N", type=_count, default=2_000, help=f"compression {limits}")
     parser.add_argument("--discard-blobs", action="store_true", help="keep the unpacked layers only")
     parser.add_argument("--durability", choices=("full", "none"), default="full", help="none leaves out the flushes")
+    add_progress_options(parser)
+
+
+def add_progress_options(parser: argparse.ArgumentParser) -> None:
+    """For what takes its time."""
     parser.add_argument("--progress", choices=FACES, default="auto", help="what standard error shows of it")
     parser.add_argument("-q", "--quiet", action="store_true", help="show nothing but the result")
 
@@ -102,9 +107,9 @@ def platform_of(arguments: argparse.Namespace) -> Platform:
 
 
 @contextmanager
-def reporting(arguments: argparse.Namespace) -> Iterator[Progress]:
+def reporting(arguments: argparse.Namespace, words: Words = PULL) -> Iterator[Progress]:
     """The face that was asked for, until the work is done; and then the trace."""
-    progress = Progress() if arguments.quiet else face(arguments.progress)
+    progress = Progress() if arguments.quiet else face(arguments.progress, words)
     path = getattr(arguments, "trace", None)
     with open(path, "w", encoding="ascii") if path else nullcontext() as file:
         if file:

@@ -186,8 +186,7 @@ class Authorizer:
     ) -> _Answer:
         # A token server on another host is to prove itself as the registry; all else of the registry's is not for it.
         same = url.netloc == self._endpoint.host
-        tls = self._endpoint.tls._replace(certificate="", key="")
-        there = self._endpoint if same else Endpoint(url.netloc, url.netloc, "", tls=tls)
+        there = self._endpoint if same else self._endpoint.elsewhere
         headers = {"Authorization": authorization} if authorization else {}
         if form is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"

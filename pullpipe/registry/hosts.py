@@ -49,6 +49,11 @@ class Endpoint(NamedTuple):
     connections: int = 16  # at most, at a time
     mirror: bool = False  # of the registry itself, whose word is the last
 
+    @property
+    def elsewhere(self) -> Endpoint:
+        """For another host that this one sends us to: it is to prove itself as this one, and learns nothing of ours."""
+        return Endpoint("", "", "", tls=self.tls._replace(certificate="", key=""))
+
 
 def origin(reference: Reference, *, plain_http: bool = False, unix_socket: str = "") -> Endpoint:
     """The registry that the reference names.

@@ -75,9 +75,12 @@ class Http:
         headers: Mapping[str, str] | None = None,
         data: object = None,
         endpoint: Endpoint = _ENDPOINT,
+        patience: float = 0.0,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request by the endpoint's rules; redirects are followed when it is a GET or a HEAD.
 
+        `data` may be iterated again, for a connection that ended before it was used. The answer may keep us waiting for
+        `patience` seconds, if that is more than the timeout.
         To another host than the first go neither the Authorization, nor the endpoint's own headers and certificate.
         Raises `TransferError`, also while the answer is read in the block.
         """
@@ -85,7 +88,7 @@ class Http:
         sent = dict(headers or {})
         try:
             for _ in range(_REDIRECTS_LIMIT):
-                async with self._send(method, at, sent, data, endpoint) as response:
+                async with self._send(method, at, sent, data, endpoint, patience) as response:
                     target = response.headers.get("Location")
                     if response.status not in _REDIRECTS or target is None or method not in ("GET", "HEAD"):
                         yield response
@@ -93,14 +96,20 @@ class Http:
                 at = _redirected(at, target)
                 if at.origin() != first.origin():
                     sent.pop("Authorization", None)
-                    endpoint = _ENDPOINT._replace(tls=endpoint.tls._replace(certificate="", key=""))
+                    endpoint = endpoint.elsewhere
         except (aiohttp.ClientError, TimeoutError) as error:  # not OSError: a full disk is not the registry's fault
             raise _translated(error, endpoint.socket or _name(at)) from error
         raise UnexpectedAnswer(f"{_name(first)} redirects in a circle; tell its owner")
 
     @asynccontextmanager
     async def _send(
-        self, method: str, url: URL, headers: Mapping[str, str], data: object, endpoint: Endpoint
+        self,
+        method: str,
+        url: URL,
+        headers: Mapping[str, str],
+        data: object,
+        endpoint: Endpoint,
+        patience: float = 0.0,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         async with self._session(endpoint).request(
             method,
@@ -110,8 +119,12 @@ class Http:
             ssl=self._context(endpoint.tls),
             proxy=None if endpoint.socket else self._proxies.choose(url.scheme, url.host or "", url.port or 0),
             allow_redirects=False,
+            timeout=self._limits(patience),
         ) as response:
             yield response
+
+    def _limits(self, patience: float) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=max(self._timeout, patience))
 
     def _session(self, endpoint: Endpoint) -> aiohttp.ClientSession:
         key = endpoint.socket, endpoint.connections
@@ -123,7 +136,6 @@ class Http:
                 connector = aiohttp.TCPConnector(limit=0, limit_per_host=endpoint.connections)
             self._sessions[key] = session = aiohttp.ClientSession(
                 connector=connector,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=self._timeout),
                 # Blobs are wanted as they are: whatever a server may call their encoding, the digest is of the bytes.
                 headers={"User-Agent": f"pullpipe/{__version__}", "Accept-Encoding": "identity"},
                 auto_decompress=False,

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from urllib.parse import urlencode, urlsplit
 
 import aiohttp
+from yarl import URL
 
 from pullpipe.errors import NotFound, TransferError, Unauthorized, UnexpectedAnswer
 from pullpipe.registry.auth import Authorizer
@@ -48,19 +49,24 @@ class Repository:
         headers: Mapping[str, str] | None = None,
         data: object = None,
         expected: Container[int] = _SUCCESS,
+        patience: float = 0.0,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request to `path` in the repository, or to a path of the host's if it begins with a slash.
+        """One request to `path` in the repository, or to a URL that it named; no credentials go to another host's.
 
-        `what` is asked for, in messages. Raises `TransferError` for an answer that is not `expected`.
+        `what` is asked for, in messages. `data` and `patience` are as in `Http.request`. Raises `TransferError` for an
+        answer that is not `expected`.
         """
-        url = await self._url(path)
+        url, endpoint = await self._where(path)
+        known = endpoint is self.endpoint
         renewed = False
         while True:
-            used = self._authorizer.current
+            used = self._authorizer.current if known else None
             sent = {**(headers or {}), **({"Authorization": used} if used else {})}
-            async with self._http.request(method, url, headers=sent, data=data, endpoint=self.endpoint) as response:
+            async with self._http.request(
+                method, url, headers=sent, data=data, endpoint=endpoint, patience=patience
+            ) as response:
                 stale = response.status in (403, 404) and self._authorizer.forget_cached(used)
-                if not stale and (response.status != 401 or renewed):
+                if not stale and (response.status != 401 or renewed or not known):
                     await self._check(response, what, expected)
                     yield response
                     return
@@ -70,12 +76,22 @@ class Repository:
                 await self._authorizer.renew(used, challenge)
                 renewed = True
 
-    async def _url(self, path: str) -> str:
+    async def _where(self, path: str) -> tuple[str, Endpoint]:
+        """The URL, and by whose rules to ask for it."""
         base = await self._http.base(self.endpoint)
-        if path.startswith("/"):
-            return base + path
+        if "://" in path:
+            return self._at(URL(path, encoded=True), URL(base))
         url = f"{base}{self.endpoint.path}/{self.endpoint.repository}/{path}"
-        return f"{url}?{urlencode({'ns': self.endpoint.namespace})}" if self.endpoint.namespace else url
+        if self.endpoint.namespace:
+            url += f"{'&' if '?' in path else '?'}{urlencode({'ns': self.endpoint.namespace})}"
+        return url, self.endpoint
+
+    def _at(self, url: URL, base: URL) -> tuple[str, Endpoint]:
+        """A registry behind a proxy that does its TLS may name itself by http; that is not taken at its word."""
+        downgraded = url.scheme == "http" and url.explicit_port is None and base.explicit_port is None
+        if url.host == base.host and (url.port == base.port or downgraded):
+            return f"{base.origin()}{url.raw_path_qs}", self.endpoint
+        return str(url), self.endpoint.elsewhere
 
     async def _check(self, response: aiohttp.ClientResponse, what: str, expected: Container[int]) -> None:
         """Raises what an answer that is not expected means."""
@@ -94,9 +110,11 @@ class Repository:
             raise NotFound(f"{self.name} has no {what}{said}; check the name")
         if status in (401, 403):
             raise Unauthorized(f"{self.name} refuses {what}{said}; {self._authorizer.remedy}")
+        transient = status in TRANSIENT
+        remedy = "try again later, or tell its owner" if transient else "ask its owner"
         raise UnexpectedAnswer(
-            f"{self.name} answered {status} {response.reason} for {what}{said}; try again later, or tell its owner",
-            transient=status in TRANSIENT,
+            f"{self.name} answered {status} {response.reason} for {what}{said}; {remedy}",
+            transient=transient,
             wait=wait,
         )
 
