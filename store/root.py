@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from store import durable, locks
+from store import durable, guard, locks
 from store.blobs import Blobs, Ingest
 from store.containers import Containers
 from store.errors import UnusableRoot
@@ -41,15 +41,17 @@ class Store:
 
     `root` is made, mode 0700, when it is not there. With `durable`, what has been published survives a power cut (see
     `store.durable`). Raises `UnusableRoot` when the directory is something else, another user's, or newer than this
-    program, and `OSError` when it cannot be made.
+    program, and `OSError` when it cannot be made. Users in `trusted`, by their ids, may put another directory in its
+    place without being refused.
 
     Its trees have overlayfs's `trusted` attributes or, made in a user namespace, `user` ones; of one kind for its life.
     """
 
-    def __init__(self, root: str, *, durable: bool = True) -> None:
+    def __init__(self, root: str, *, durable: bool = True, trusted: Iterable[int] = ()) -> None:
         self.root = os.path.abspath(root)
         self._durable = durable
         self._attributes = "user" if in_user_namespace() else "trusted"
+        guard.check(self.root, _DIRECTORIES, trusted)
         self._open()
         self.blobs = Blobs(self.root)
         self.leases = Leases(self.root)
@@ -66,9 +68,8 @@ class Store:
                 found = file.read(64).strip()
         except FileNotFoundError:
             self._create(version)
-        except NotADirectoryError as error:
-            raise UnusableRoot(f"{self.root} is not a directory; name another one with --root") from error
         else:
+            guard.check_closed(self.root)
             number, _, attributes = found.decode(errors="replace").partition(" ")
             attributes = attributes or "trusted"
             if not (number.isascii() and number.isdigit() and attributes in _MADE):
@@ -85,9 +86,6 @@ class Store:
                 )
             if not os.path.exists(os.path.join(self.root, "index.json")):
                 self._complete()  # somebody removed a damaged one
-        owner = os.stat(self.root).st_uid
-        if owner != os.geteuid():
-            raise UnusableRoot(f"the store at {self.root} belongs to user {owner}; name one of your own with --root")
 
     def _create(self, version: str) -> None:
         os.makedirs(self.root, mode=0o700, exist_ok=True)

@@ -112,6 +112,71 @@ def test_another_users_store_is_refused(store: Store) -> None:
         Store(store.root)
 
 
+@pytest.mark.needs_root
+def test_what_another_user_has_prepared_is_refused(tmp_path: Path) -> None:
+    """An empty directory of theirs, or one with a symlink in it that our own names would go through."""
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    root.mkdir()
+    elsewhere.mkdir()
+    (root / "blobs").symlink_to(elsewhere)
+    with pytest.raises(UnusableRoot, match="blobs is not a directory of the store's owner"):
+        Store(str(root))
+    (root / "blobs").unlink()
+    os.chown(root, 12345, 12345)
+    with pytest.raises(UnusableRoot, match="12345"):
+        Store(str(root))
+    assert everything(root) == everything(elsewhere) == []
+
+
+def test_a_store_that_others_may_enter_is_refused(store: Store) -> None:
+    os.chmod(store.root, 0o711)
+    with pytest.raises(UnusableRoot, match=r"mode 0711.*chmod 700"):
+        Store(store.root)
+
+
+@pytest.mark.needs_root
+class TestTheWayToTheRoot:
+    def test_a_directory_that_anybody_may_change(self, tmp_path: Path) -> None:
+        open_to_all = tmp_path / "open"
+        open_to_all.mkdir()
+        open_to_all.chmod(0o777)
+        with pytest.raises(UnusableRoot, match="others may change"):
+            Store(str(open_to_all / "root"))
+        assert everything(open_to_all) == []
+
+    def test_one_that_is_sticky(self, tmp_path: Path) -> None:
+        """As /tmp: what is ours in it stays where it is, and what another put there may move."""
+        sticky = tmp_path / "sticky"
+        sticky.mkdir()
+        sticky.chmod(0o1777)
+        Store(str(sticky / "root"))
+        link = sticky / "link"
+        link.symlink_to(tmp_path)
+        os.lchown(link, 12345, 12345)
+        with pytest.raises(UnusableRoot, match="others may change"):
+            Store(str(link / "other"))
+
+    def test_one_of_another_user(self, tmp_path: Path) -> None:
+        """Unless it is somebody who is to be trusted."""
+        home = tmp_path / "home"
+        home.mkdir()
+        os.chown(home, 12345, 12345)
+        with pytest.raises(UnusableRoot, match="others may change"):
+            Store(str(home / "root"))
+        Store(str(home / "root"), trusted=[12345])
+
+    def test_symlinks_of_our_own(self, tmp_path: Path) -> None:
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "link").symlink_to("disk/../disk")
+        Store(str(tmp_path / "link" / "root"))
+        assert (tmp_path / "disk" / "root" / "version").exists()
+
+    def test_symlinks_in_a_circle(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to("link")
+        with pytest.raises((UnusableRoot, OSError)):
+            Store(str(tmp_path / "link"))
+
+
 def test_a_killed_creation_is_completed(store_root: Path) -> None:
     """At whatever step it was killed, the next process makes of it a store that works."""
     for steps in killed_at_every_step("store = Store(ROOT)", store_root):

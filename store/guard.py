@@ -1,0 +1,90 @@
+"""Who else could change the store, or reach into it: nobody, or it is refused.
+
+The store's root is its owner's alone (mode 0700), for layers hold setuid programs, and files that say that they are
+root's. On the way to it nobody but root and the owner may be able to put another directory in its place.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+
+from store.errors import UnusableRoot
+from store.namespace import in_user_namespace
+
+_OVERFLOW = 65534  # as whom a user namespace shows those who are not in it
+_LINKS = 40  # symlinks on the way, as the kernel allows
+
+
+def check(root: str, directories: Iterable[str], trusted: Iterable[int]) -> None:
+    """Looks at the root, if it is there, and at those of its directories that are.
+
+    `trusted` are ids of users who may put another directory in its place. Raises `UnusableRoot`.
+    """
+    _check_way(root, {0, os.geteuid(), *trusted})
+    try:
+        found = os.stat(root)
+    except FileNotFoundError:
+        return
+    except NotADirectoryError as error:
+        raise UnusableRoot(f"{root} is below a file; name another directory with --root") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise UnusableRoot(f"{root} is not a directory; name another one with --root")
+    if found.st_uid != os.geteuid():
+        remedy = "name one of your own with --root"
+        if found.st_uid == 0:
+            remedy = f"use sudo, or {remedy}"
+        raise UnusableRoot(f"the store at {root} belongs to user {found.st_uid}; {remedy}")
+    for name in directories:
+        path = os.path.join(root, name)
+        try:
+            part = os.lstat(path)
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISDIR(part.st_mode) or part.st_uid != found.st_uid:
+            raise UnusableRoot(f"{path} is not a directory of the store's owner; name another store with --root")
+
+
+def check_closed(root: str) -> None:
+    """Raises `UnusableRoot` when others may enter the root."""
+    mode = stat.S_IMODE(os.stat(root).st_mode)
+    if mode & 0o077:
+        raise UnusableRoot(
+            f"others may enter the store at {root} (mode {mode:04o}), and run the setuid programs in its layers; "
+            f"`chmod 700 {root}`"
+        )
+
+
+def _check_way(root: str, trusted: set[int]) -> None:
+    """Nobody else may be able to change what the path names: by a directory on the way, or by a symlink."""
+    if in_user_namespace():
+        trusted.add(_OVERFLOW)
+    at, names, links = "/", _names(root), 0
+    while names:
+        name = names.pop()
+        path = os.path.join(at, name)
+        above = os.stat(at)
+        found = os.lstat(path) if os.path.lexists(path) else None
+        sticky = above.st_mode & stat.S_ISVTX and (found is None or found.st_uid in trusted)
+        if above.st_uid not in trusted or (above.st_mode & stat.S_IWOTH and not sticky):
+            raise UnusableRoot(
+                f"others may change {at}, and so put another directory in place of {root}; name another one with --root"
+            )
+        if found is None:
+            return
+        if not stat.S_ISLNK(found.st_mode):
+            at = path
+            continue
+        links += 1
+        if links > _LINKS:
+            raise UnusableRoot(f"the way to {root} has symlinks in a circle; name another directory with --root")
+        target = os.readlink(path)
+        names += _names(target)
+        if target.startswith("/"):
+            at = "/"
+
+
+def _names(path: str) -> list[str]:
+    """Of its components, the last first."""
+    return [name for name in reversed(path.split("/")) if name not in ("", ".")]
