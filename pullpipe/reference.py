@@ -25,7 +25,7 @@ _NAME_LIMIT = 255  # of the whole name, registry included
 
 
 class Reference(NamedTuple):
-    """An image's name in full; `tag` is None only when there is a digest."""
+    """An image's name in full; `tag` is None only when there is a digest. Without a repository, a whole registry."""
 
     registry: str  # host, or host:port
     repository: str
@@ -60,7 +60,7 @@ class Reference(NamedTuple):
     @property
     def name(self) -> str:
         """Registry and repository."""
-        return f"{self.registry}/{self.repository}"
+        return f"{self.registry}/{self.repository}" if self.repository else self.registry
 
     @property
     def wanted(self) -> str:

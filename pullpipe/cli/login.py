@@ -7,7 +7,7 @@ import os
 import sys
 
 from pullpipe.cli.common import run_until_signal
-from pullpipe.cli.registries import add_authfile_option, ask_password, registry_of, token_cache
+from pullpipe.cli.registries import add_authfile_option, ask_password, hosts, registry_of, token_cache
 from pullpipe.errors import BadArgument, Unauthorized
 from pullpipe.reference import DEFAULT_REGISTRY, Reference
 
@@ -29,18 +29,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    registry = registry_of(arguments.registry)
+    # Where the settings have the registry's images: there pulls look for credentials, and for no other host.
+    asked = Reference(registry_of(arguments.registry), "", None, None)
+    endpoint = hosts().endpoints(asked, plain_http=arguments.plain_http)[-1]
+    registry = endpoint.registry
     path = _file(arguments, registry)
     user, password = _account(arguments, registry)
 
-    from pullpipe.registry import hosts, logins
+    from pullpipe.registry import logins
     from pullpipe.registry.auth import check
     from pullpipe.registry.credentials import Credentials
     from pullpipe.registry.http import Http
     from pullpipe.registry.proxies import Proxies
 
     credentials = Credentials(user, password)
-    endpoint = hosts.origin(Reference(registry, "", None, None), plain_http=arguments.plain_http)
 
     async def checked() -> bool:
         async with Http(Proxies.of(os.environ), _TIMEOUT) as http:

@@ -46,12 +46,16 @@ def add_authfile_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 def access_to(reference: Reference, arguments: argparse.Namespace) -> Access:
     """What there is for this image. Raises `BadConfiguration`, or `Blocked`."""
-    hosts = Hosts(Paths.usual(os.environ, os.path.expanduser("~")))
     return Access(
-        hosts.endpoints(reference, plain_http=arguments.plain_http, unix_socket=arguments.unix_socket),
+        hosts().endpoints(reference, plain_http=arguments.plain_http, unix_socket=arguments.unix_socket),
         keyring(arguments, reference.registry),
         token_cache(),
     )
+
+
+def hosts() -> Hosts:
+    """What the user's and the machine's files say of registries."""
+    return Hosts(Paths.usual(os.environ, os.path.expanduser("~")))
 
 
 def keyring(arguments: argparse.Namespace, registry: str) -> Keyring:

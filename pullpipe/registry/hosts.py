@@ -38,7 +38,7 @@ class Endpoint(NamedTuple):
 
     registry: str  # whose credentials it takes; "docker.io" for Docker Hub, whose host has another name
     host: str  # host, or host:port
-    repository: str  # what the repository is called there
+    repository: str  # what the repository is called there; empty for the registry as a whole
     schemes: tuple[str, ...] = ("https",)  # to be tried in this order
     path: str = "/v2"  # where the API begins
     namespace: str = ""  # of a mirror: the registry that it is to speak for, which some need to be told
@@ -104,7 +104,7 @@ class Hosts:
         self._paths = paths
 
     def endpoints(self, reference: Reference, *, plain_http: bool = False, unix_socket: str = "") -> list[Endpoint]:
-        """Mirrors in their order, the registry itself last.
+        """Mirrors in their order, the registry itself last; of a whole registry, what is said of all its images counts.
 
         Plain HTTP and a Unix socket are said of the registry itself, and mean: no mirrors. Raises `Blocked` and
         `BadConfiguration`.

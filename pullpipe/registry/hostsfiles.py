@@ -68,7 +68,7 @@ class Rule(NamedTuple):
         if self.table.get("blocked"):
             raise Blocked(
                 f"{reference} is blocked: {self.file} says so of {self.name}{self.tail}; "
-                "pull it from elsewhere, or change that file"
+                "take another one, or change that file"
             )
         places = []
         for mirror in self.mirrors:
@@ -83,10 +83,11 @@ class Rule(NamedTuple):
         if location := table.get("location"):
             matched = reference.registry if self.name[0] == "*" else self.name
             whole = _split(self.file, location)[0] + reference.name.removeprefix(matched)
+            host, _, path = whole.partition("/")
             try:
-                target = Reference.parse(
-                    whole if "/" in whole else f"{whole}/"
-                )  # a host alone would be taken for a name
+                target = (
+                    Reference.parse(f"{host}/{path}") if reference.repository else reference._replace(registry=host)
+                )
             except InvalidReference as error:
                 raise BadConfiguration(
                     f"{self.file}: {self.name} at {location} makes {reference} an {error}; correct the location"

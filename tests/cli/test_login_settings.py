@@ -1,0 +1,114 @@
+"""`pullpipe login` heeds what the machine's settings say of a registry, as a pull does."""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from tests.conftest import Cli, require
+from tests.support.faulty_proxy import Access, FaultProxy
+from tests.support.registry import Authority, Registry
+from tests.support.served import served
+
+USER, PASSWORD = "u", "open sesame"
+
+Login = Callable[[str], CompletedProcess[str]]
+
+
+@pytest.fixture
+def login(cli: Cli, tmp_path: Path) -> Login:
+    """With a home of its own."""
+
+    def run(registry: str) -> CompletedProcess[str]:
+        return cli("login", "-u", USER, "--password-stdin", registry, stdin=PASSWORD, env={"HOME": str(tmp_path)})
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    require("openssl")
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def private(registry: Registry, authority: Authority) -> Iterator[FaultProxy]:
+    """A registry with TLS, which wants a client's certificate and a password."""
+    context = authority.server_context()
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(authority.path)
+    with FaultProxy(registry, access=Access((USER, PASSWORD), scheme="basic"), tls=context) as proxy:
+        yield proxy
+
+
+def settings(text: str) -> None:
+    """In pullpipe's own file."""
+    file = Path(os.environ["XDG_CONFIG_HOME"], "pullpipe", "registries.conf")
+    file.parent.mkdir()
+    file.write_text(text)
+
+
+def kept() -> list[str]:
+    """The registries that there are logins for."""
+    file = Path(os.environ["XDG_CONFIG_HOME"], "containers", "auth.json")
+    return list(json.loads(file.read_text())["auths"]) if file.exists() else []
+
+
+def test_certificates_of_podman(login: Login, private: FaultProxy, authority: Authority, tmp_path: Path) -> None:
+    done = login(private.host)
+    assert (done.returncode, kept()) == (1, [])
+    assert f"certificate of {private.host} is not trusted" in done.stderr
+    directory = tmp_path / ".config" / "containers" / "certs.d" / private.host
+    directory.mkdir(parents=True)
+    certificate, key = authority.issue("client")
+    for name, path in (("ca.crt", authority.path), ("client.cert", certificate), ("client.key", key)):
+        (directory / name).symlink_to(path)
+    done = login(private.host)
+    assert (done.returncode, done.stdout) == (0, f"logged in to {private.host} as {USER}\n"), done.stderr
+    assert kept() == [private.host]
+
+
+def test_a_registry_that_is_elsewhere(login: Login, private: FaultProxy, authority: Authority) -> None:
+    """The login is for the place that pulls will ask; it gets the headers that it is to get."""
+    certificate, key = authority.issue("client")
+    settings(f"""
+        [[registry]]
+        prefix = "registry.example"
+        location = "{private.host}/archive"
+        ca = "{authority.path}"
+        client-cert = "{certificate}"
+        client-key = "{key}"
+        headers = {{ X-Team = "blue" }}
+        [[registry]]
+        prefix = "registry.example/team"
+        blocked = true
+    """)
+    done = login("registry.example")
+    assert (done.returncode, done.stdout) == (0, f"logged in to {private.host} as {USER}\n"), done.stderr
+    assert kept() == [private.host]
+    assert {exchange.headers["x-team"] for exchange in private.exchanges} == {"blue"}
+
+
+def test_behind_a_socket(login: Login, tmp_path: Path) -> None:
+    import bcrypt
+
+    users, socket = tmp_path / "users", tmp_path / "socket"
+    users.write_text(f"{USER}:{bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()}\n")
+    settings(f'[[registry]]\nlocation = "registry.example"\nsocket = "{socket}"\n')
+    with served(tmp_path / "served", "--unix", socket, "--users", users):
+        done = login("registry.example")
+    assert (done.returncode, done.stdout) == (0, f"logged in to registry.example as {USER}\n"), done.stderr
+    assert kept() == ["registry.example"]
+
+
+def test_blocked(login: Login) -> None:
+    settings('[[registry]]\nprefix = "*.example"\nblocked = true\n')
+    done = login("registry.example")
+    assert (done.returncode, done.stdout, kept()) == (1, "", [])
+    assert done.stderr.startswith("pullpipe: error: registry.example is blocked: /")
