@@ -147,6 +147,12 @@ class CommandNotExecutable(RunError):
     exit_code = 126
 
 
+def what_and_remedy(error: PullpipeError) -> tuple[str, str]:
+    """The two parts of its message: what happened; and what to do, with the semicolon before it, or nothing."""
+    what, semicolon, remedy = str(error).rpartition("; ")
+    return (what, semicolon + remedy) if semicolon else (remedy, "")
+
+
 def first_cause(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     """What went wrong first; the rest of a task group's errors are its consequences, as is the end of a worker."""
     causes, consequences = errors.split(lambda error: not isinstance(error, BaseExceptionGroup | WorkerDied))

@@ -11,11 +11,11 @@ import errno
 from collections.abc import Collection, Container, Mapping
 from contextlib import ExitStack
 
-from pullpipe.errors import VerificationError, WrongBlob, first_cause
+from pullpipe.errors import VerificationError, first_cause
 from pullpipe.local import LocalImage
 from pullpipe.oci import Descriptor
 from pullpipe.pipe.fetch import fetch
-from pullpipe.pipe.proof import prove_blob
+from pullpipe.pipe.proof import prove_blob, with_second_try
 from pullpipe.progress import Progress
 from pullpipe.trace import Times
 from pullpipe.transports import Source
@@ -74,11 +74,9 @@ class Rest:
 
     async def _fetch(self, blob: Descriptor, owned: ExitStack, arrived: list[Ingest]) -> None:
         async with self._slots:
-            try:
-                arrived += await self._arrive(blob, owned)
-            except WrongBlob:  # of which nothing is kept: once more, from its start
-                self._progress.note(f"{blob.digest.short}: arrived with another digest")
-                arrived += await self._arrive(blob, owned)
+            arrived += await with_second_try(
+                self._source, blob.digest, self._progress.note, lambda: self._arrive(blob, owned)
+            )
 
     async def _arrive(self, blob: Descriptor, owned: ExitStack) -> list[Ingest]:
         """The blob, proven; nothing when another process is at it."""

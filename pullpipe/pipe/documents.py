@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
-from pullpipe.errors import InvalidDocument, VerificationError, first_cause
+from pullpipe.errors import InvalidDocument, VerificationError, WrongBlob, first_cause
 from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, Index, Manifest, links, parse_document
+from pullpipe.pipe.proof import with_second_try
 from pullpipe.transports import Document, Source, open_blob
 from store import Digest, Store, StoreError
 
@@ -17,9 +19,10 @@ _SIZE_LIMIT = 64 << 20  # bytes of all of them
 class Documents:
     """What a descriptor has in it is not asked for, nor what the store has and is not damaged."""
 
-    def __init__(self, source: Source, store: Store) -> None:
+    def __init__(self, source: Source, store: Store, note: Callable[[str], None] = lambda text: None) -> None:
         self._source = source
         self._store = store
+        self._note = note  # hears what is fetched again
         self._size = 0
         self.found: dict[Digest, bytes] = {}  # all that were asked for so far
 
@@ -64,10 +67,7 @@ class Documents:
         """An image's config."""
         data = self._present(descriptor.digest)
         if data is None:
-            try:
-                data = await self._read(descriptor)
-            except VerificationError:  # once more, from another place if there is one
-                data = await self._read(descriptor)
+            data = await with_second_try(self._source, descriptor.digest, self._note, lambda: self._read(descriptor))
         self._remember(descriptor.digest, data)
         return data
 
@@ -111,7 +111,7 @@ class Documents:
                 if len(data) > descriptor.size:
                     break
         if len(data) != descriptor.size or not descriptor.digest.matches(data):
-            raise VerificationError(
+            raise WrongBlob(
                 f"the config's bytes do not have the digest {descriptor.digest}; the source is damaged or lying"
             )
         return data

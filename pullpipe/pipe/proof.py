@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
-from pullpipe.errors import LayerError, VerificationError, WrongBlob
+from pullpipe.errors import LayerError, VerificationError, WrongBlob, what_and_remedy
 from pullpipe.oci import Descriptor
 from pullpipe.pipe.worker import Result
+from pullpipe.transports import Source
 from store import Digest
 from store.digest import new_hash
+
+_T = TypeVar("_T")
 
 
 async def proven(outcome: Result | LayerError, blob: int, diff_id: Digest, layer: Descriptor) -> Result:
@@ -41,6 +46,23 @@ async def prove_blob(fd: int, blob: Descriptor) -> None:
     found = await asyncio.to_thread(_digest, fd, blob.digest.algorithm)
     if found != blob.digest.hex:
         raise _wrong_blob(blob, found)
+
+
+async def with_second_try(
+    source: Source, blob: Digest, note: Callable[[str], None], attempt: Callable[[], Awaitable[_T]]
+) -> _T:
+    """What the attempt comes to. When that raises `WrongBlob`, of which nothing is kept, it is made once more."""
+    try:
+        return await attempt()
+    except WrongBlob as error:
+        note(f"{what_and_remedy(error)[0]}; fetching it again")
+        givers = source.doubt(blob)
+    try:
+        return await attempt()
+    except WrongBlob as error:
+        what, remedy = what_and_remedy(error)
+        givers = [f"from {name}" for name in dict.fromkeys(givers + source.doubt(blob))]
+        raise WrongBlob(f"{what} (fetched again{': ' if givers else ''}{', then '.join(givers)}){remedy}") from error
 
 
 def _digest(fd: int, algorithm: str) -> str:

@@ -30,7 +30,7 @@ from pullpipe.pipe import settle
 from pullpipe.pipe.complete import Rest, free_ingest
 from pullpipe.pipe.documents import Documents
 from pullpipe.pipe.fetch import fetch
-from pullpipe.pipe.proof import proven
+from pullpipe.pipe.proof import proven, with_second_try
 from pullpipe.pipe.resolve import resolve
 from pullpipe.pipe.unpack import Channel, Worker, channel
 from pullpipe.pipe.whiteouts import set_trusted
@@ -81,7 +81,7 @@ async def pull(
     ):
         return Pulled(record, fetched=False)
     with Worker() as worker:  # starts while the manifest travels
-        documents = Documents(source, store)
+        documents = Documents(source, store, progress.note)
         try:
             with progress.stage("resolve"):
                 top = await documents.named(wanted, resolved)
@@ -227,11 +227,9 @@ class _Layers:
         large = self._large_slots if layer.size >= _LARGE else nullcontext()
         async with large, self._slots:
             self._progress.started(layer)
-            try:
-                staging, result = await self._stage(diff_id, layer, owned)
-            except WrongBlob as error:  # of which nothing is kept: once more, from its start
-                self._progress.note(f"{error}".rpartition("; ")[0] + "; fetching it again")
-                staging, result = await self._stage(diff_id, layer, owned)
+            staging, result = await with_second_try(
+                self._source, layer.digest, self._progress.note, lambda: self._stage(diff_id, layer, owned)
+            )
             info = _info(diff_id, result)
             staging.describe(info)
             self._staged[diff_id] = staging, info

@@ -82,8 +82,8 @@ class RegistryClient:
         ]
         self._retries = Retries(network.retries, note)
         self._documents: dict[str, Document] = {}
-        self._givers: dict[Digest, set[_Place]] = {}  # of each blob
-        self._doubted: dict[Digest, set[_Place]] = {}  # who gave the blob when it was wrong
+        self._givers: dict[Digest, dict[_Place, None]] = {}  # of each blob, in their order
+        self._doubted: dict[Digest, dict[_Place, None]] = {}  # who gave the blob when it was wrong
 
     async def __aenter__(self) -> Self:
         return self
@@ -106,14 +106,14 @@ class RegistryClient:
 
     @asynccontextmanager
     async def blob(self, descriptor: Descriptor, offset: int) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The blob's bytes, from `offset` on.
-
-        Who asks for a blob from its start a second time has found it to be wrong: then other places come first.
-        """
-        if offset == 0:
-            self._doubted[descriptor.digest] = self._givers.pop(descriptor.digest, set())
+        """The blob's bytes, from `offset` on."""
         async with aclosing(self._blob(descriptor, offset)) as pieces:
             yield pieces
+
+    def doubt(self, blob: Digest) -> list[str]:
+        """The blob that came was wrong: other places come first when it is asked for again. Returns who gave it."""
+        self._doubted[blob] = self._givers.pop(blob, {})
+        return [place.name for place in self._doubted[blob]]
 
     async def _first(self, ask: Callable[[Repository], Awaitable[_T]], *, tag: bool) -> _T:
         """The answer of the first place that has one."""
@@ -124,7 +124,7 @@ class RegistryClient:
             except (TransferError, VerificationError) as error:
                 await tour.failed(error)
             else:
-                self._retries.answered = True
+                self._retries.answered(tour.place)
                 return answer
 
     async def _resolve_at(self, place: Repository, tag: str) -> Digest:
@@ -207,13 +207,14 @@ class RegistryClient:
         welcome unless it has to be `exact`.
         """
         places: list[_Place] = [*self._places, *(ForeignUrl(self._http, url) for url in descriptor.urls)]
-        doubted = self._doubted.get(descriptor.digest, set())
+        doubted = self._doubted.get(descriptor.digest, {})
         tour = Tour(sorted(places, key=lambda place: place in doubted), self._retries)
         reached = at
         while at < end:
             try:
                 async with self._part(tour.place, descriptor, at, end) as part:
-                    self._givers.setdefault(descriptor.digest, set()).add(tour.place)
+                    self._retries.answered(tour.place)
+                    self._givers.setdefault(descriptor.digest, {})[tour.place] = None
                     skip = at - part.start
                     async for piece in part.pieces:
                         if skip:

@@ -193,7 +193,8 @@ def _translated(error: Exception, host: str) -> TransferError:
         return TransferError(
             f"{host} broke off in the middle of an answer; try again to continue from there", transient=True
         )
-    return TransferError(f"the connection to {host} failed: {error or type(error).__name__}; try again", transient=True)
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return TransferError(f"the connection to {host} failed: {reason.lower()}; try again", transient=True)
 
 
 def _proxy_error(error: aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError, host: str) -> TransferError:

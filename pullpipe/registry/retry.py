@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Generic, Protocol, TypeVar
 
-from pullpipe.errors import NotFound, PullpipeError, TransferError, Unreachable
+from pullpipe.errors import NotFound, PullpipeError, TransferError, Unreachable, what_and_remedy
 
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # statuses that may be another when asked again
 _FIRST = 0.5  # seconds at most before the second round; doubled for each further one
@@ -39,14 +39,30 @@ class Retries:
 
     def __init__(self, limit: int, note: Callable[[str], None]) -> None:
         self.limit = limit
-        self.note = note
         self.failing: set[Place] = set()  # to be asked last
-        self.answered = False  # Whether anybody has; if not, the name may be wrong, or this machine offline.
+        self.heard = False  # Whether anybody has answered; if not, the name may be wrong, or this machine offline.
+        self._note = note
+        self._told: dict[Place, set[tuple[str, int]]] = {}
 
     def rounds(self, error: PullpipeError) -> int:
         """How many further rounds the error is worth."""
-        unheard = isinstance(error, Unreachable) and not self.answered
+        unheard = isinstance(error, Unreachable) and not self.heard
         return min(self.limit, _UNHEARD) if unheard else self.limit
+
+    def answered(self, place: Place) -> None:
+        """It gives what it was asked for: should it fail again, that is news."""
+        self.heard = True
+        self._told.pop(place, None)
+
+    def tell(self, place: Place, what: str, then: str, number: int = 0) -> None:
+        """Notes what went wrong at the place, and what is done about it, unless another tour has told the same.
+
+        `number` is that of the round, if there is to be another one.
+        """
+        told = self._told.setdefault(place, set())
+        if (what, number) not in told:
+            told.add((what, number))
+            self._note(f"{what}; {then}")
 
 
 class Tour(Generic[_P]):
@@ -72,10 +88,10 @@ class Tour(Generic[_P]):
         """On to the next place, perhaps after a wait; raises when no further attempt makes sense."""
         place = self.place
         self._troubles[place] = error
-        self._retries.answered |= not isinstance(error, Unreachable)
+        self._retries.heard |= not isinstance(error, Unreachable)
         if not isinstance(error, NotFound):
             self._retries.failing.add(place)
-        if isinstance(error, TransferError) and error.transient:
+        if isinstance(error, TransferError) and error.transient and _wait(error) <= _PATIENCE:
             self._at += 1
         else:
             del self._places[self._at]
@@ -84,22 +100,22 @@ class Tour(Generic[_P]):
         if not self._places:
             raise self._told(error)
         if self._at < len(self._places):
-            self._retries.note(f"{_parts(error)[0]}; asking {self.place.name}")
+            self._retries.tell(place, _parts(error)[0], f"asking {self.place.name}")
             return
-        await self._pause(error)
+        await self._pause(place, error)
         self._at = 0
 
-    async def _pause(self, error: PullpipeError) -> None:
-        wait = error.wait if isinstance(error, TransferError) else None
+    async def _pause(self, place: _P, error: PullpipeError) -> None:
         limit = self._retries.rounds(error)
-        if self._rounds >= limit or (wait or 0.0) > _PATIENCE:
+        if self._rounds >= limit:
             raise self._told(error)
         self._rounds += 1
         # Jitter over the whole span: clients that failed together shall not come back together.
         seconds = random.uniform(0.1, min(_FIRST * 2 ** (self._rounds - 1), _LONGEST))
-        if wait is not None:
+        if 0 < (wait := _wait(error)) <= _PATIENCE:
             seconds = max(seconds, wait + random.random())
-        self._retries.note(f"{_parts(error)[0]}; trying again in {seconds:.1f} s ({self._rounds} of {limit})")
+        then = f"trying again in {seconds:.1f} s ({self._rounds} of {limit})"
+        self._retries.tell(place, _parts(error)[0], then, self._rounds)
         await asyncio.sleep(seconds)
 
     def _told(self, last: PullpipeError) -> PullpipeError:
@@ -108,13 +124,28 @@ class Tour(Generic[_P]):
         what, remedy = _parts(error)
         asides = [f"tried {self._rounds + 1} times"] if self._rounds else []
         asides += [_parts(other)[0] for other in self._troubles.values() if other is not error]
-        return type(error)(f"{what} ({'; '.join(asides)}){remedy}") if asides else error
+        told = what + (f" ({'; '.join(asides)})" if asides else "") + remedy
+        return error if told == str(error) else type(error)(told)
 
 
 def _parts(error: PullpipeError) -> tuple[str, str]:
-    """What happened, and the remedy with the semicolon before it."""
-    what, semicolon, remedy = str(error).rpartition("; ")
-    return (what, semicolon + remedy) if semicolon else (remedy, "")
+    """What happened, and the remedy; when it was asked for a longer wait than we grant, that has happened, too."""
+    what, remedy = what_and_remedy(error)
+    wait = _wait(error)
+    return (f"{what} and asks to wait {_span(wait)}" if wait > _PATIENCE else what), remedy
+
+
+def _wait(error: PullpipeError) -> float:
+    """Seconds that it was asked for."""
+    return (error.wait or 0.0) if isinstance(error, TransferError) else 0.0
+
+
+def _span(seconds: float) -> str:
+    """For people: `6 min`, `2 h`, `3 days`."""
+    for unit, length in (("days", 86400), ("h", 3600)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 60:.0f} min"
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

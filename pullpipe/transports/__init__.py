@@ -34,6 +34,9 @@ class Source(Protocol):
     def blob(self, descriptor: Descriptor, offset: int) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """The blob's bytes from `offset` on. They are not verified."""
 
+    def doubt(self, blob: Digest) -> list[str]:
+        """The blob that came was wrong. Whoever gave it, in messages, where there are several who might."""
+
 
 def open_blob(
     source: Source, descriptor: Descriptor, offset: int = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -50,27 +49,40 @@ class Asking:
         self.endpoints = [*mirrors, own]
         self.network = Network(retries=retries, timeout=timeout)
         self.notes: list[str] = []
+        self.blamed: list[str] = []
 
     def blob(self, offset: int = 0, *, blob: Descriptor = BLOB) -> bytes:
-        return asyncio.run(self._blobs([offset], blob))
+        return asyncio.run(self.whole(offset, blob))
 
     def blob_twice(self) -> bytes:
         """As one does who finds the first bytes wrong."""
-        return asyncio.run(self._blobs([0, 0], BLOB))
 
-    async def _blobs(self, offsets: Sequence[int], blob: Descriptor) -> bytes:
-        async with RegistryClient(self.reference, self.endpoints, self.network, self.notes.append) as client:
-            for offset in offsets:
-                async with client.blob(blob, offset) as pieces:
-                    data = b"".join([piece async for piece in pieces])
-        return data
+        async def main() -> bytes:
+            async with self.client() as client:
+                await read(client)
+                self.blamed = client.doubt(BLOB.digest)
+                return await read(client)
+
+        return asyncio.run(main())
+
+    async def whole(self, offset: int = 0, blob: Descriptor = BLOB) -> bytes:
+        async with self.client() as client:
+            return await read(client, offset, blob)
+
+    def client(self) -> RegistryClient:
+        return RegistryClient(self.reference, self.endpoints, self.network, self.notes.append)
 
     def resolve(self) -> Digest:
         async def main() -> Digest:
-            async with RegistryClient(self.reference, self.endpoints, self.network, self.notes.append) as client:
+            async with self.client() as client:
                 return await client.resolve("image")
 
         return asyncio.run(main())
+
+
+async def read(client: RegistryClient, offset: int = 0, blob: Descriptor = BLOB) -> bytes:
+    async with client.blob(blob, offset) as pieces:
+        return b"".join([piece async for piece in pieces])
 
 
 def blobs_asked(registry: FaultyRegistry) -> list[str]:
@@ -139,10 +151,12 @@ class TestMirrors:
             assert blobs_asked(own) == [f"bytes={len(DATA) // 2}-"]
 
     def test_one_that_lies(self, layout: Path) -> None:
-        """Who asks again from the start has found the bytes wrong; the next place comes first then."""
+        """When its bytes turn out to be wrong, the next place comes first, and it is known who gave them."""
         with FaultyRegistry(layout, {Fault.WRONG_BLOB}) as mirror, FaultyRegistry(layout) as own:
             assert Asking(mirror.host, own.host).blob() != DATA
-            assert Asking(mirror.host, own.host).blob_twice() == DATA
+            asking = Asking(mirror.host, own.host)
+            assert asking.blob_twice() == DATA
+            assert asking.blamed == [mirror.host]
             assert (len(blobs_asked(mirror)), len(blobs_asked(own))) == (2, 1)
 
     def test_a_wrong_manifest(self, layout: Path) -> None:
@@ -260,7 +274,7 @@ class TestRateLimits:
         async def main() -> Asking:
             async with serving(handler) as host:
                 asking = Asking(host)
-                assert await asking._blobs([0], BLOB) == DATA
+                assert await asking.whole() == DATA
                 return asking
 
         return asyncio.run(main()), count
@@ -287,6 +301,73 @@ class TestRateLimits:
         asking, _ = self.ask(status, {}, body)
         assert "limits the rate of requests (too fast)" in asking.notes[0]
 
-    def test_longer_than_anyone_waits(self) -> None:
-        with pytest.raises(TransferError, match=r"limits the rate of requests.*try again later, or authenticate"):
-            self.ask(429, {"Retry-After": "3600"})
+    @pytest.mark.parametrize(
+        ("seconds", "says"), [(301, "5 min"), (3600, "60 min"), (7200, "2 h"), (10**8, "1157 days")]
+    )
+    def test_longer_than_anyone_waits(self, seconds: int, says: str) -> None:
+        """It gives up at once, and says how long it would have been."""
+        message = f"limits the rate of requests and asks to wait {says}; try again later, or authenticate$"
+        with pytest.raises(TransferError, match=message):
+            self.ask(429, {"Retry-After": str(seconds)})
+
+    def test_the_other_place_does_not_ask_for_so_long(self) -> None:
+        """So it is asked again in a moment, and who is left alone is not."""
+        asked: list[str] = []
+
+        async def main() -> tuple[bytes, list[str]]:
+            async def own(request: web.BaseRequest) -> web.Response:
+                asked.append("own")
+                return web.Response(status=429, headers={"Retry-After": "7200"})
+
+            async def mirror(request: web.BaseRequest) -> web.Response:
+                asked.append("mirror")
+                return web.Response(body=DATA) if len(asked) > 2 else web.Response(status=503)
+
+            async with serving(mirror) as first, serving(own) as second:
+                asking = Asking(first, second)
+                return await asking.whole(), asking.notes
+
+        data, notes = asyncio.run(main())
+        assert data == DATA
+        assert asked == ["mirror", "own", "mirror"]
+        assert "and asks to wait 2 h; trying again in 0." in notes[1]
+
+
+class TestNotes:
+    """Several blobs at once suffer from the same: one note is enough."""
+
+    async def at_once(self, asking: Asking) -> list[bytes | BaseException]:
+        async with asking.client() as client:
+            return await asyncio.gather(*(read(client) for _ in range(4)), return_exceptions=True)
+
+    def test_nobody_there(self) -> None:
+        asking = Asking(NOWHERE, retries=2)
+        for error in asyncio.run(self.at_once(asking)):
+            assert "connection refused (tried 3 times)" in str(error)
+        rounds = [re.sub(r"in \d\.\d s", "", note) for note in asking.notes]
+        cause = f"cannot connect to {NOWHERE}: connection refused"
+        assert rounds == [f"{cause}; trying again  (1 of 2)", f"{cause}; trying again  (2 of 2)"]
+
+    def test_the_next_place(self, layout: Path) -> None:
+        with FaultyRegistry(layout) as own:
+            asking = Asking(NOWHERE, own.host)
+            assert asyncio.run(self.at_once(asking)) == [DATA] * 4
+        assert asking.notes == [f"cannot connect to {NOWHERE}: connection refused; asking {own.host}"]
+
+    def test_again(self) -> None:
+        """What has gone well meanwhile is worth another note when it fails again."""
+        arrived = 0
+
+        async def main() -> Asking:
+            async def handler(request: web.BaseRequest) -> web.Response:
+                nonlocal arrived
+                arrived += 1
+                return web.Response(status=429) if arrived in (1, 3) else web.Response(body=DATA)
+
+            async with serving(handler) as host:
+                asking = Asking(host)
+                async with asking.client() as client:
+                    assert (await read(client), await read(client)) == (DATA, DATA)
+                return asking
+
+        assert len(asyncio.run(main()).notes) == 2

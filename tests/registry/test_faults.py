@@ -10,7 +10,7 @@ import random
 import re
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Protocol
@@ -157,7 +157,7 @@ Breaks = Callable[[CompletedProcess[str]], str]
 # What goes wrong with a connection for a moment, and what is said of it when it lasts.
 PASSING: dict[str, tuple[Make, str]] = {
     "closed before any byte": (faults.drop, "the connection to {host} failed"),
-    "reset before any byte": (faults.reset, "the connection to {host} failed: .*reset"),
+    "reset before any byte": (faults.reset, "the connection to {host} failed: connection reset by peer"),
     "reset": (lambda: faults.reset(100), "{host} broke off in the middle"),
     "cut": (lambda: faults.cut(100), "{host} broke off in the middle"),
     "cut between chunks": (lambda: faults.cut(100, "chunked"), "{host} broke off in the middle"),
@@ -271,7 +271,7 @@ class TestPassing:
         """Nobody wants to wait so long without being asked: it gives up at once."""
         fault = faults.refusal(429, "Too Many", "TOOMANYREQUESTS", {"Retry-After": "7200"})
         with FaultProxy(registry, Rule(fault, "/manifests/", times=None)) as proxy:
-            assert "limits the rate of requests" in breaks(pull(proxy))
+            assert "limits the rate of requests (toomanyrequests) and asks to wait 2 h; " in breaks(pull(proxy))
             assert len(proxy.of("/manifests/", method=GET)) == 1
 
 
@@ -521,12 +521,30 @@ class TestWrongBytes:
         """The line names the blob; nothing of it is kept, and the other layers are."""
         digest = image.place(place)
         with FaultProxy(registry, Rule(faults.corrupt(100), digest, times=None)) as proxy:
-            assert digest in breaks(pull(proxy))
+            done = pull(proxy)
+            line = breaks(done)
+            assert digest in line
+            assert f"(fetched again: from {proxy.host}); " in line
+            assert "; fetching it again" in done.stderr
             assert len(proxy.of(digest)) == 2
             assert not [path for path in store_root.rglob(f"*{digest[7:]}*") if path.is_file()]
             proxy.rules.clear()
             arrives(pull(proxy))
             assert proxy.ranges(digest) == ["", "", ""]
+
+    def test_at_the_mirror_and_at_the_registry(
+        self, registry: Registry, image: Pushed, cli: Cli, breaks: Breaks
+    ) -> None:
+        """The line names both."""
+        rule = Rule(faults.corrupt(100), image.long)
+        with FaultProxy(registry, rule) as mirror, FaultProxy(registry, replace(rule)) as proxy:
+            settings = Path(os.environ["XDG_CONFIG_HOME"], "pullpipe", "registries.conf")
+            settings.parent.mkdir()
+            settings.write_text(
+                f'[[registry]]\nlocation = "{proxy.host}"\n[[registry.mirror]]\nlocation = "{mirror.host}"\n'
+            )
+            line = breaks(cli("pull", "--durability=none", image.reference(proxy)))
+            assert f"(fetched again: from {mirror.host}, then from {proxy.host}); " in line
 
 
 class TestPartial:
