@@ -155,10 +155,14 @@ class Containers:
 
     def clean(self) -> None:
         """Removes what a process left that was killed while it made or removed a container."""
-        with locks.held(self._lock):
-            for container_id in os.listdir(self._directory):
-                if not os.path.exists(os.path.join(self._directory, container_id, "config.json")):
+        if self._half_made():
+            with locks.held(self._lock):
+                for container_id in self._half_made():
                     self.discard(container_id)
+
+    def _half_made(self) -> list[str]:
+        ids = os.listdir(self._directory)
+        return [one for one in ids if not os.path.exists(os.path.join(self._directory, one, "config.json"))]
 
     def remove(self, container: Container) -> None:
         """Removes the record first, then the files. Raises `InUse` when it runs."""

@@ -121,7 +121,7 @@ class Store:
             yield
 
     def clean(self) -> None:
-        """Removes what a crash or kill left half made."""
+        """Removes what a crash or kill left half made; where there is nothing of the kind, it only looks."""
         clean(self.root)
         self.blobs.clean()
         self.containers.clean()

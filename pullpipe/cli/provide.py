@@ -36,6 +36,7 @@ def provide(store: Store, reference: Reference, arguments: argparse.Namespace) -
         and arguments.creds is None
         and resolved_now(reference, access) == record.resolved
     ):
+        store.clean()
         with reporting(arguments) as progress:
             progress.note(f"{reference} is up to date")
         return record

@@ -71,6 +71,7 @@ async def pull(
     Raises `PullpipeError`, `StoreError` or `OSError`; the store is then as before, but for whole layers that had
     arrived, and partial blobs, which the next pull continues. With all platforms, the image itself comes first.
     """
+    store.clean()
     record = store.images.get(reference)
     resolved = await source.resolve(wanted)
     if (
@@ -124,7 +125,6 @@ class _Layers:
 
         When a layer fails, those that are proven by then are published all the same, and the image is not recorded.
         """
-        self._store.clean()
         wanted = dict(zip(image.config.diff_ids, image.manifest.layers, strict=True))
         missing = self._missing(wanted)
         self._progress.plan(list(wanted.values()), list(missing.values()))

@@ -401,6 +401,38 @@ class TestBrokenOff:
         with_long = mounted_tree(cli, reference, tmp_path / "mounted")
         assert with_long[b"long"].size == len(LONG)
 
+    @pytest.mark.parametrize("options", [(), ("--creds", "u:p")], ids=["by one HEAD", "by a client"])
+    def test_cleared_by_a_pull_that_has_nothing_to_do(
+        self,
+        cli: Cli,
+        registry: Registry,
+        layout: Path,
+        long_layout: Path,
+        store_root: Path,
+        tmp_path: Path,
+        options: tuple[str, ...],
+    ) -> None:
+        """What a killed pull had begun; nothing of one that is at work, and no partial blob."""
+        reference = registry.push(layout, "image", to="pull/clears:1")
+        ok(cli, "pull", reference)
+        long = layers_of(long_layout)[0]["digest"]
+        staging = store_root / "staging"
+        with (
+            FaultyRegistry(long_layout, {Fault.STALLED_BLOB}, only=long) as faulty,
+            started(store_root, "pull", f"{faulty.host}/a:image", stderr=tmp_path / "said") as process,
+        ):
+            until(lambda: arrived(store_root, long))
+            begun = set(staging.iterdir())
+            assert "up to date" in cli("pull", *options, reference).stderr
+            assert begun
+            assert begun <= set(staging.iterdir())
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            until(lambda: group_is_gone(process))
+        assert "up to date" in cli("pull", *options, reference).stderr
+        assert list(staging.iterdir()) == []
+        assert arrived(store_root, long)
+
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
     def test_ended_by_a_signal(
         self, long_layout: Path, store_root: Path, tmp_path: Path, number: signal.Signals, code: int
