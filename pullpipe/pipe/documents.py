@@ -26,10 +26,10 @@ class Documents:
         self._size = 0
         self.found: dict[Digest, bytes] = {}  # all that were asked for so far
 
-    async def named(self, wanted: str, resolved: Digest) -> Document:
-        """The manifest or index that a tag or digest names; `resolved` is its digest, by the source's word."""
+    async def named(self, resolved: Digest) -> Document:
+        """The manifest or index with this digest, which the source has given for what is wanted."""
         data = self._present(resolved)
-        document = await self._source.document(wanted) if data is None else Document(data, "", resolved)
+        document = await self._source.document(str(resolved)) if data is None else Document(data, "", resolved)
         self._remember(document.digest, document.data)
         return document
 

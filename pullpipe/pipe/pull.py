@@ -85,7 +85,7 @@ async def pull(
         documents = Documents(source, store, progress.note)
         try:
             with progress.stage("resolve"):
-                top = await documents.named(wanted, resolved)
+                top = await documents.named(resolved)
                 image = await resolve(documents, top, reference, options.platform)
                 below = await documents.blobs_below(top) if options.all_platforms else {}
         except InvalidDocument as error:

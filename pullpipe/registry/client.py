@@ -134,7 +134,8 @@ class RegistryClient:
             stated = response.headers.get("Docker-Content-Digest")
             if response.status == 200 and stated:
                 return _digest(place, stated)
-        document = self._documents[tag] = await self._document_at(place, tag)
+        document = await self._document_at(place, tag)
+        self._documents[tag] = self._documents[str(document.digest)] = document
         return document.digest
 
     async def _document_at(self, place: Repository, wanted: str) -> Document:

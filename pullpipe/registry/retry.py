@@ -43,6 +43,7 @@ class Retries:
         self.heard = False  # Whether anybody has answered; if not, the name may be wrong, or this machine offline.
         self._note = note
         self._told: dict[Place, set[tuple[str, int]]] = {}
+        self._lacking: set[Place] = set()  # of which it has been told that they do not have everything
 
     def rounds(self, error: PullpipeError) -> int:
         """How many further rounds the error is worth."""
@@ -54,15 +55,18 @@ class Retries:
         self.heard = True
         self._told.pop(place, None)
 
-    def tell(self, place: Place, what: str, then: str, number: int = 0) -> None:
+    def tell(self, place: Place, error: PullpipeError, then: str, number: int = 0) -> None:
         """Notes what went wrong at the place, and what is done about it, unless another tour has told the same.
 
-        `number` is that of the round, if there is to be another one.
+        `number` is that of the round, if there is to be another one. That a place lacks something is told but once.
         """
-        told = self._told.setdefault(place, set())
-        if (what, number) not in told:
-            told.add((what, number))
-            self._note(f"{what}; {then}")
+        what, told = _parts(error)[0], self._told.setdefault(place, set())
+        if (what, number) in told or (isinstance(error, NotFound) and place in self._lacking):
+            return
+        told.add((what, number))
+        if isinstance(error, NotFound):
+            self._lacking.add(place)
+        self._note(f"{what}; {then}")
 
 
 class Tour(Generic[_P]):
@@ -100,7 +104,7 @@ class Tour(Generic[_P]):
         if not self._places:
             raise self._told(error)
         if self._at < len(self._places):
-            self._retries.tell(place, _parts(error)[0], f"asking {self.place.name}")
+            self._retries.tell(place, error, f"asking {self.place.name}")
             return
         await self._pause(place, error)
         self._at = 0
@@ -115,7 +119,7 @@ class Tour(Generic[_P]):
         if 0 < (wait := _wait(error)) <= _PATIENCE:
             seconds = max(seconds, wait + random.random())
         then = f"trying again in {seconds:.1f} s ({self._rounds} of {limit})"
-        self._retries.tell(place, _parts(error)[0], then, self._rounds)
+        self._retries.tell(place, error, then, self._rounds)
         await asyncio.sleep(seconds)
 
     def _told(self, last: PullpipeError) -> PullpipeError:

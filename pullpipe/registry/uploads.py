@@ -136,7 +136,7 @@ class UploadClient:
                 else:
                     await tour.failed(error)
             else:
-                self._retries.answered = True
+                self._retries.answered(self._place)
                 return
 
     async def put(self, data: bytes, media_type: str, digest: Digest, tag: str | None = None) -> None:
@@ -151,7 +151,7 @@ class UploadClient:
             except TransferError as error:
                 await tour.failed(error)
             else:
-                self._retries.answered = True
+                self._retries.answered(self._place)
                 return answer
 
     async def _has(self, blob: Digest) -> bool:

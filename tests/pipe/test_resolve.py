@@ -57,7 +57,7 @@ def resolved(layout: Layout, store: Store, top: Descriptor, platform: str, sourc
     documents = Documents(source or Source(layout), store)
 
     async def work() -> LocalImage:
-        document = await documents.named(top["digest"], Digest.parse(top["digest"]))
+        document = await documents.named(Digest.parse(top["digest"]))
         return await resolve(documents, document, REFERENCE, Platform.parse(platform))
 
     return asyncio.run(work())
@@ -155,7 +155,7 @@ class TestNested:
 
 async def everything_below(layout: Layout, store: Store, top: Descriptor) -> dict[Digest, Any]:
     documents = Documents(Source(layout), store)
-    document = await documents.named(top["digest"], Digest.parse(top["digest"]))
+    document = await documents.named(Digest.parse(top["digest"]))
     return dict(await documents.blobs_below(document))
 
 
@@ -279,7 +279,7 @@ class TestPresent:
 
 async def put_documents(documents: Documents, store: Store, top: Descriptor) -> list[Digest]:
     """Puts what an amd64 machine needs into the store."""
-    document = await documents.named(top["digest"], Digest.parse(top["digest"]))
+    document = await documents.named(Digest.parse(top["digest"]))
     await resolve(documents, document, REFERENCE, Platform("linux", "amd64"))
     for digest, data in documents.found.items():
         with store.blobs.document(digest, data) as ingest:

@@ -143,6 +143,15 @@ class TestMirrors:
             own.requests.clear()
         assert not [note for note in asking.notes if "trying again" in note]
 
+    def test_one_that_lacks_what_is_asked_for(self, layout: Path) -> None:
+        """It may have other things, so it is asked again; that it lacks some is told once."""
+        with FaultyRegistry(layout, {Fault.NAME_UNKNOWN}) as mirror, FaultyRegistry(layout) as own:
+            asking = Asking(mirror.host, own.host)
+            assert asking.blob_twice() == DATA
+            assert len(blobs_asked(mirror)) == 2
+        [note] = asking.notes
+        assert re.fullmatch(rf"{mirror.host} has no blob .*; asking {own.host}", note)
+
     def test_one_that_breaks_off(self, layout: Path) -> None:
         """The rest comes from the next: no byte twice."""
         with FaultyRegistry(layout, {Fault.TRUNCATED_BLOB}) as mirror, FaultyRegistry(layout) as own:

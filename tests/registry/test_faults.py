@@ -286,16 +286,14 @@ WRONG: dict[str, tuple[Fault, str, str]] = {
         "needs authentication .*--creds",
     ),
     "403": (faults.refusal(403, "Forbidden", "DENIED"), "layer", "refuses blob {layer}"),
-    "403, a page": (faults.page(403, "Forbidden"), "manifest", "refuses {name}:1; "),
+    "403, a page": (faults.page(403, "Forbidden"), "manifest", "refuses {name}@sha256:"),
     "404": (faults.refusal(404, "Not Found", "BLOB_UNKNOWN"), "layer", "has no blob {layer}"),
     "404 of the config": (faults.refusal(404, "Not Found", "BLOB_UNKNOWN"), "config", "has no blob {config}"),
     "204": (faults.answer(204, "No Content"), "layer", "answered 204 No Content for blob {layer}"),
     "no HTTP": (faults.garbage(), "manifest", "what answers at {host} does not speak HTTP"),
     "a page for the manifest": (faults.page(200, "OK"), "manifest", "{host} sent a web page in place of the manifest"),
     "a page for a layer": (faults.page(200, "OK"), "layer", "has 107 bytes as blob {layer}"),
-    "nothing for the manifest": (faults.answer(200, "OK"), "manifest", "the manifest is not JSON"),
-    "another digest": (faults.headers({"Docker-Content-Digest": DIGEST}), "manifest", "does not have the digest"),
-    "no digest": (faults.headers({"Docker-Content-Digest": "rubbish"}), "manifest", "sent an invalid digest 'rubbish'"),
+    "nothing for the manifest": (faults.answer(200, "OK"), "manifest", "does not have the digest sha256:"),
     "a byte of the manifest": (faults.corrupt(100), "manifest", "does not have the digest sha256:"),
     "a manifest without its end": (faults.cut(100, "close"), "manifest", "does not have the digest sha256:"),
     "a compressed manifest": (faults.compressed(), "manifest", "does not have the digest sha256:"),
@@ -326,6 +324,16 @@ class TestWrongAnswer:
             values = {"host": proxy.host, "name": f"{proxy.host}/{image.repository}", "size": image.size}
             assert re.search(says.format(layer=image.long, config=image.config, **values), line), line
             assert len(proxy.of(image.place(place), method=GET)) == 1
+
+    @pytest.mark.parametrize(
+        ("stated", "says"), [(DIGEST, f"has no .*@{DIGEST}"), ("rubbish", "sent an invalid digest 'rubbish'")]
+    )
+    def test_a_wrong_digest_for_the_tag(
+        self, registry: Registry, image: Pushed, pull: Pull, breaks: Breaks, stated: str, says: str
+    ) -> None:
+        fault = faults.headers({"Docker-Content-Digest": stated})
+        with FaultProxy(registry, Rule(fault, "/manifests/1$", method=HEAD, times=None)) as proxy:
+            assert re.search(says, breaks(pull(proxy)))
 
     def test_redirects_in_a_circle(self, registry: Registry, image: Pushed, pull: Pull, breaks: Breaks) -> None:
         with FaultProxy(registry, Rule(faults.redirect("{path}"), image.long, times=None)) as proxy:
