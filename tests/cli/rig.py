@@ -112,15 +112,15 @@ def without_times(tree: Snapshot, *paths: bytes) -> Snapshot:
 class Log:
     """The requests that a registry's log has gained since this was made, by the repository's name."""
 
-    _LINE = re.compile(r'"([A-Z]+) (/v2/\S*) HTTP/1\.1" \d+ ')
+    _LINE = re.compile(r'"([A-Z]+) (/v2/\S*) HTTP/1\.1" \d+ \d+ "[^"]*" "([^"]*)"')
 
     def __init__(self, registry: Registry, repository: str) -> None:
         self._registry = registry
         self._repository = repository
         self._seen = len(registry.log)
 
-    def requests(self) -> list[tuple[str, str]]:
-        """(method, path within the repository), sorted."""
+    def requests(self, agent: str = "") -> list[tuple[str, str]]:
+        """(method, path within the repository), sorted; of the clients whose User-Agent begins so."""
         # What is logged is logged after it was answered: a last request marks the end.
         end = f"/v2/{self._repository}/tags/end"
         connection = HTTPConnection("127.0.0.1", self._registry.port, timeout=10)
@@ -131,12 +131,14 @@ class Log:
         found = self._LINE.findall(self._registry.log[self._seen :])
         prefix = f"/v2/{self._repository}/"
         return sorted(
-            (method, path.removeprefix(prefix)) for method, path in found if path.startswith(prefix) and path != end
+            (method, path.removeprefix(prefix))
+            for method, path, client in found
+            if path.startswith(prefix) and path != end and client.startswith(agent)
         )
 
-    def blobs(self) -> set[str]:
+    def blobs(self, agent: str = "") -> set[str]:
         """The digests of the blobs that were asked for."""
-        return {path.removeprefix("blobs/") for _, path in self.requests() if path.startswith("blobs/")}
+        return {path.removeprefix("blobs/") for _, path in self.requests(agent) if path.startswith("blobs/")}
 
 
 @contextmanager

@@ -429,7 +429,11 @@ def error(status: int, reason: str, code: str) -> Answer:
 
 
 def _headers(lines: Iterable[str]) -> dict[str, str]:
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    """What comes in several lines of a name is one list (RFC 9110, 5.3)."""
+    found: dict[str, str] = {}
+    for name, _, value in (line.partition(":") for line in lines):
+        found[name] = f"{found[name]}, {value.strip()}" if name in found else value.strip()
+    return found
 
 
 def _unacknowledged(connection: socket.socket) -> int:

@@ -17,6 +17,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from tests.support.tokens import ISSUER, SERVICE, TokenServer
 
@@ -61,7 +62,8 @@ class Registry:
 
     `directory` receives the configuration, the log and the storage. With `users` (name to password)
     every request needs basic authentication; with `tokens`, a token of that server. With `upstream`, a URL, it is a
-    pull-through cache of that registry, and takes no pushes. With an `authority` it speaks TLS.
+    pull-through cache of that registry, as the URL's user if it has one, and takes no pushes. With an `authority` it
+    speaks TLS. A `config` (YAML) stands in place of all that; it is to listen on 127.0.0.1:0.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class Registry:
         tokens: TokenServer | None = None,
         upstream: str = "",
         authority: Authority | None = None,
+        config: str = "",
     ) -> None:
         self.directory = directory
+        self.config = config
         self.upstream = upstream
         self.users = dict(users or {})
         self.tokens = tokens
@@ -99,7 +103,7 @@ class Registry:
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / "config.yml"
-        config.write_text(json.dumps(self._config()))  # JSON is YAML
+        config.write_text(self.config or json.dumps(self._config()))  # JSON is YAML
         with (self.directory / "registry.log").open("wb") as log:
             self._process = subprocess.Popen(
                 ["docker-registry", "serve", str(config)], stdout=log, stderr=subprocess.STDOUT
@@ -115,6 +119,12 @@ class Registry:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
+
+    def kill(self) -> None:
+        """Ends it by SIGKILL, in the middle of whatever it does."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
 
     def push(
         self,
@@ -161,7 +171,9 @@ class Registry:
             "http": {"addr": "127.0.0.1:0"},
         }
         if self.upstream:
-            config["proxy"] = {"remoteurl": self.upstream}
+            url = urlsplit(self.upstream)
+            address = url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
+            config["proxy"] = {"remoteurl": address, "username": url.username or "", "password": url.password or ""}
         if self.users:
             htpasswd = self.directory / "htpasswd"
             htpasswd.write_text("".join(f"{user}:{_bcrypt(word)}\n" for user, word in self.users.items()))
