@@ -77,14 +77,25 @@ def _archive(fd: int, name: str) -> Iterator[Tar]:
 def replaced(path: str) -> Iterator[int]:
     """An open file that takes the place of the one at `path` when the block has ended, and is gone when it fails.
 
-    To flush it is the caller's matter. Raises `BadArgument` when it cannot be made.
+    It has no name until it is whole, so nothing is left when the program is killed; but for file systems that cannot
+    do that (NFS, FAT, FUSE). To flush it is the caller's matter. Raises `BadArgument` when it cannot be made.
     """
-    temporary = os.path.join(os.path.dirname(path), f".save.{os.getpid()}.tmp")
+    directory = os.path.dirname(path)
+    temporary = os.path.join(directory, f".save.{os.urandom(8).hex()}.tmp")
     with writing(path):
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            fd = os.open(directory, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o666)
+            nameless = True
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            nameless = False
     try:
         yield fd
         with writing(path):
+            if nameless:  # A link cannot replace a file. With a directory given, Python follows the one in /proc.
+                os.link(f"/proc/self/fd/{fd}", temporary, src_dir_fd=fd)
             os.rename(temporary, path)
     except BaseException:
         with suppress(FileNotFoundError):

@@ -535,7 +535,7 @@ class TestFailures:
         assert "standard output: no space left" in line
 
     @pytest.mark.parametrize("form", FORMATS)
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
     def test_a_signal(
         self, image: str, layout: Path, store_root: Path, tmp_path: Path, form: str, number: signal.Signals
     ) -> None:
@@ -551,15 +551,48 @@ class TestFailures:
             path.open("wb", 0) as pipe,  # opens when the command does
         ):
             pipe.write(b"\x1f\x8b\x08" + bytes(7))
-            until(lambda: any(name.startswith(".save.") for name in self.names(target.parent)))
+            until(lambda: self.writes_to(process, target.parent))
             process.send_signal(number)
-            assert process.wait(20) == 128 + number
+            assert process.wait(20) == (-number if number == signal.SIGKILL else 128 + number)
         assert (tmp_path / "stderr").read_text() == ""
-        assert files(target.parent) == before
+        if number == signal.SIGKILL and form == "oci-dir":  # blobs that nothing names yet, each of them whole
+            assert not [name for _, _, names in os.walk(target) for name in names if name.startswith(".")]
+        else:
+            assert files(target.parent) == before
 
     @staticmethod
-    def names(directory: Path) -> list[str]:
-        return [name for _, _, names in os.walk(directory) for name in names]
+    def writes_to(process: subprocess.Popen[str], directory: Path) -> bool:
+        """Whether it has a file open below the directory."""
+        paths = [os.readlink(fd) for fd in Path(f"/proc/{process.pid}/fd").iterdir()]
+        return any(path.startswith(f"{directory}/") and not os.path.isdir(path) for path in paths)
+
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_where_files_must_have_names(
+        self, cli: Cli, image: str, layout: Path, store_root: Path, tmp_path: Path, form: str
+    ) -> None:
+        """As with many a file system in user space: what fails leaves nothing, and what goes well is whole."""
+        if shutil.which("fuse-overlayfs") is None or not os.access("/dev/fuse", os.W_OK):
+            pytest.skip("no fuse-overlayfs here")
+        for name in ("lower", "upper", "work", "mount"):
+            (tmp_path / name).mkdir()
+        places = ",".join(f"{name}dir={tmp_path / name}" for name in ("lower", "upper", "work"))
+        subprocess.run(["fuse-overlayfs", "-o", places, tmp_path / "mount"], check=True)
+        try:
+            with pytest.raises(OSError, match="not supported"):
+                os.open(tmp_path / "mount", os.O_TMPFILE | os.O_WRONLY)
+            target = tmp_path / "mount" / "saved"
+            blob = blob_path(store_root, layers_of(layout)[0]["digest"])
+            data = blob.read_bytes()
+            blob.write_bytes(bytes(len(data)))
+            assert "damaged" in fails(cli, "save", "-q", "--format", form, "-o", target, image)
+            assert os.listdir(target.parent) == []
+            blob.write_bytes(data)
+            ok(cli, "save", "-q", "--format", form, "-o", target, image)
+            ok(cli, "save", "-q", "--format", form, "-o", tmp_path / "elsewhere", image)
+            assert os.listdir(target.parent) == ["saved"]
+            assert saved(target) == saved(tmp_path / "elsewhere")
+        finally:
+            subprocess.run(["umount", tmp_path / "mount"], check=True)
 
 
 def test_without_root(cli: Cli, image: str, store_root: Path, tmp_path: Path) -> None:
