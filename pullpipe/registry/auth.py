@@ -122,8 +122,7 @@ class Authorizer:
             raise Unauthorized(
                 f"{self._registry} refuses access{self._for} and does not say how to authenticate; tell its owner"
             )
-        # In a thread: a helper may take its time.
-        credentials = self._credentials = await asyncio.to_thread(self._keyring.find, *self._place)
+        credentials = self._credentials = await self._keyring.find(*self._place)
         if credentials and credentials.registry_token:
             if not _VISIBLE.fullmatch(credentials.registry_token):
                 raise Unauthorized(f"the token for {self._registry} in the auth file is none; {self.remedy}")

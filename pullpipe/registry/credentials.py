@@ -62,7 +62,7 @@ class AuthFile:
         self.auths = self._table("auths")
         self.helpers = self._table("credHelpers")
 
-    def find(self, registry: str, repository: str) -> Credentials | None:
+    async def find(self, registry: str, repository: str) -> Credentials | None:
         """The credentials for a repository, or with an empty one for the whole registry.
 
         A helper that is named for the registry is asked first. Docker then looks no further, while podman knows no
@@ -70,7 +70,7 @@ class AuthFile:
         """
         if named := self.helper(registry):
             helper, server = named
-            if found := helper.get(server):
+            if found := await helper.get(server):
                 user, secret = found
                 return Credentials(user, identity_token=secret) if user == _TOKEN_USER else Credentials(user, secret)
         return next((self._credentials(key) for key in self.keys(registry, repository) if _told(self.auths[key])), None)
@@ -143,15 +143,17 @@ class Keyring:
         self._given = given
         self._registry = registry
 
-    def find(self, registry: str, repository: str) -> Credentials | None:
+    async def find(self, registry: str, repository: str) -> Credentials | None:
         """The credentials for a repository of the registry (`docker.io`, `host:5000`), asked for anew each time.
 
-        Blocks while a helper is at work. Raises `BadConfiguration`.
+        Raises `BadConfiguration`.
         """
         if self.gives(registry):
             return self._given
-        found = (AuthFile(path).find(registry, repository) for path in self._files)
-        return next((credentials for credentials in found if credentials), None)
+        for path in self._files:
+            if found := await AuthFile(path).find(registry, repository):
+                return found
+        return None
 
     def has(self, registry: str, repository: str) -> bool:
         """Whether `find` may find some. Asks no helper, so it takes no time. Raises `BadConfiguration`."""

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from pullpipe.errors import BadConfiguration
 from pullpipe.registry.credentials import AuthFile, Credentials, plain_key
 from store.durable import write_file
 from store.locks import Lock
+
+_T = TypeVar("_T")
 
 
 def store(path: str, registry: str, credentials: Credentials) -> str:
@@ -26,7 +29,7 @@ def store(path: str, registry: str, credentials: Credentials) -> str:
     with _changing(path) as file:
         if named := file.helper(registry):
             helper, server = named
-            helper.store(server, credentials.user, credentials.password)
+            _run(helper.store(server, credentials.user, credentials.password))
             entry, key = {}, server  # as Docker: it tells of a login, and no secret is left of an earlier one
         else:
             entry, key = {"auth": credentials.header().removeprefix("Basic ")}, registry
@@ -67,7 +70,13 @@ def erase_all(path: str) -> list[str]:
 
 def _erase_in_helper(file: AuthFile, registry: str) -> bool:
     named = file.helper(registry)
-    return named is not None and named[0].erase(named[1])
+    return named is not None and _run(named[0].erase(named[1]))
+
+
+def _run(work: Coroutine[Any, Any, _T]) -> _T:
+    import asyncio  # which only those pay who have a helper
+
+    return asyncio.run(work)
 
 
 @contextmanager

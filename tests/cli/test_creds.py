@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from pullpipe.registry.tokens import TokenCache
-from tests.cli.rig import digest_of, fails, ok, started
+from tests.cli.rig import digest_of, fails, group_is_gone, ok, started, until
 from tests.conftest import Cli, require
 from tests.support.helpers import CredentialHelper
 from tests.support.hostile import BASIC, Fault, FaultyRegistry
@@ -106,6 +107,28 @@ class TestWhereTheyAre:
         for _ in range(2):
             assert ok(cli, "pull", "-q", f"{private.host}/private:1") == digest_of(layout)
         assert helper.calls == [f"get {private.host}"]
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+    def test_helper_that_hangs(
+        self,
+        private: Registry,
+        store_root: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        number: signal.Signals,
+        code: int,
+    ) -> None:
+        """Who does not want to wait for it ends it together with the pull."""
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+        there = tmp_path / "there"
+        CredentialHelper(tmp_path / "bin", "test").write(f"#!/bin/sh\ntouch {there}\nexec sleep 300\n")
+        Path(os.environ["DOCKER_CONFIG"], "config.json").write_text('{"credsStore": "test"}')
+        with started(store_root, "pull", f"{private.host}/private:1", stderr=tmp_path / "stderr") as process:
+            until(there.exists)
+            os.kill(process.pid, number)
+            assert process.wait(20) == code
+            until(lambda: group_is_gone(process))
+        assert (tmp_path / "stderr").read_text() == ""
 
     def test_creds_before_files(self, cli: Cli, private: Registry, tmp_path: Path) -> None:
         path = write(tmp_path / "auth.json", private.host, auth=ENCODED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -331,7 +332,7 @@ class TestHelper:
         login(cli, private.host, "--authfile", authfile)
         assert helper.kept == {private.host: ("u", PASSWORD)}
         assert read(authfile) == {**settings, "auths": {private.host: {}}}
-        assert Keyring([str(authfile)]).find(private.host, "a/b") == Credentials("u", PASSWORD)
+        assert asyncio.run(Keyring([str(authfile)]).find(private.host, "a/b")) == Credentials("u", PASSWORD)
         if by == "credHelpers":  # skopeo knows no other
             assert inspected(authfile, private)
         ok(cli, "logout", "--authfile", authfile, private.host)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -49,13 +50,13 @@ def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CredentialHelper:
 
 
 def found(path: str, repository: str = "a/b", registry: str = HOST) -> Credentials | None:
-    return Keyring([path]).find(registry, repository)
+    return asyncio.run(Keyring([path]).find(registry, repository))
 
 
 def refused(*paths: str, registry: str = HOST) -> str:
     """The error of looking for credentials there: one line. Nothing of it has a secret, not even for developers."""
     with pytest.raises(BadConfiguration) as caught:
-        Keyring(paths).find(registry, "a/b")
+        asyncio.run(Keyring(paths).find(registry, "a/b"))
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
     assert SECRET not in shown
     assert U["auth"] not in shown
@@ -191,27 +192,27 @@ class TestEntries:
         """By hand: for its registry alone, and before any file."""
         given = Credentials("w", "given")
         keyring = Keyring([write({"auths": {HOST: U, "other.example": V}})], given=given, registry=HOST)
-        assert keyring.find(HOST, "a") == given
-        assert keyring.find("other.example", "a") == Credentials("v", "other")
+        assert asyncio.run(keyring.find(HOST, "a")) == given
+        assert asyncio.run(keyring.find("other.example", "a")) == Credentials("v", "other")
         assert keyring.has(HOST, "a")
         assert [keyring.gives(name) for name in (HOST, "other.example", "")] == [True, False, False]
-        assert Keyring(given=given, registry=HOST).find("other.example", "a") is None
+        assert asyncio.run(Keyring(given=given, registry=HOST).find("other.example", "a")) is None
         assert not Keyring([], registry="").gives("")
 
     def test_files_in_order(self, write: Write) -> None:
         """The first that has some; the others may be missing."""
         first, second = write({"auths": {HOST: U}}, "first"), write({"auths": {HOST: V, "b": V}}, "second")
         keyring = Keyring(["/nowhere/at/all", "/etc/passwd/none", first, second])
-        assert keyring.find(HOST, "a") == Credentials("u", SECRET)
-        assert keyring.find("b", "a") == Credentials("v", "other")
-        assert keyring.find("c", "a") is None
+        assert asyncio.run(keyring.find(HOST, "a")) == Credentials("u", SECRET)
+        assert asyncio.run(keyring.find("b", "a")) == Credentials("v", "other")
+        assert asyncio.run(keyring.find("c", "a")) is None
 
     def test_read_anew(self, write: Write) -> None:
         """What is changed by another login counts at once."""
         keyring = Keyring([write({"auths": {HOST: U}})])
-        assert keyring.find(HOST, "a") == Credentials("u", SECRET)
+        assert asyncio.run(keyring.find(HOST, "a")) == Credentials("u", SECRET)
         write({"auths": {HOST: V}})
-        assert keyring.find(HOST, "a") == Credentials("v", "other")
+        assert asyncio.run(keyring.find(HOST, "a")) == Credentials("v", "other")
 
     @pytest.mark.parametrize("document", ["", " \n", "{}", {"auths": {}}, {"auths": None}, {"HttpHeaders": {"x": "y"}}])
     def test_nothing_there(self, write: Write, document: object) -> None:
@@ -280,9 +281,9 @@ class TestHelpers:
         """Before the file's own entries; what it has may change."""
         helper.keep({HOST: ("w", SECRET)})
         keyring = Keyring([write({**named, "auths": {HOST: V}})])
-        assert keyring.find(HOST, "a/b") == Credentials("w", SECRET)
+        assert asyncio.run(keyring.find(HOST, "a/b")) == Credentials("w", SECRET)
         helper.keep({HOST: ("w", "renewed")})
-        assert keyring.find(HOST, "a/b") == Credentials("w", "renewed")
+        assert asyncio.run(keyring.find(HOST, "a/b")) == Credentials("w", "renewed")
         assert helper.calls == [f"get {HOST}"] * 2
 
     def test_one_host_before_all(self, write: Write, helper: CredentialHelper, tmp_path: Path) -> None:
@@ -309,7 +310,8 @@ class TestHelpers:
         empty = write({"credsStore": "test", "auths": {HOST: {}}}, "empty")
         assert found(empty) is None
         assert found(write({"credsStore": "test", "auths": {HOST: U}})) == Credentials("u", SECRET)
-        assert Keyring([empty, write({"auths": {HOST: V}}, "next")]).find(HOST, "a") == Credentials("v", "other")
+        keyring = Keyring([empty, write({"auths": {HOST: V}}, "next")])
+        assert asyncio.run(keyring.find(HOST, "a")) == Credentials("v", "other")
         assert len(helper.calls) == 3
 
     @pytest.mark.parametrize("key", ["docker.io", "https://index.docker.io/v1/"])
