@@ -31,7 +31,8 @@ LONG = Layer([File("long", random.Random(3).randbytes(2_500_000))])
 ON_DISK = 1 << 20  # bytes of a blob that have arrived when a part of it is written
 HELD = 16 << 10  # bytes at most that the cache has read and not passed on
 USER = ("fleet", "open sesame")
-US, CACHE = "pullpipe/", "Go-http-client/"  # by their User-Agents
+BELIEVED = 'pull-from-mirror = "all"\n'
+US = "pullpipe/"  # as our User-Agent begins
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,14 +54,11 @@ def cache(registry: Registry, tmp_path: Path) -> Iterator[Registry]:
         yield running
 
 
-def mirrored(registry: str, mirror: str, believed: str = "digest-only") -> None:
+def mirrored(registry: str, mirror: str, more: str = "") -> None:
     """What the machine's settings say from now on: for images of this registry ask that mirror first."""
     file = Path(os.environ["XDG_CONFIG_HOME"]) / "pullpipe" / "registries.conf"
     file.parent.mkdir(exist_ok=True)
-    file.write_text(
-        f'[[registry]]\nlocation = "{registry}"\n'
-        f'[[registry.mirror]]\nlocation = "{mirror}"\npull-from-mirror = "{believed}"\n'
-    )
+    file.write_text(f'[[registry]]\nlocation = "{registry}"\n[[registry.mirror]]\nlocation = "{mirror}"\n{more}')
 
 
 def wait_for(cache: Registry, image: Pushed) -> None:
@@ -71,22 +69,26 @@ def wait_for(cache: Registry, image: Pushed) -> None:
 
 
 def test_only_the_cache_asks_for_blobs(
-    registry: Registry, cache: Registry, image: Pushed, cli: Cli, tmp_path: Path, store_root: Path
+    registry: Registry, image: Pushed, cli: Cli, tmp_path: Path, store_root: Path
 ) -> None:
     """And for manifests; the registry is asked what the tag names. For the next machine no blob comes from there."""
-    mirrored(registry.host, cache.host)
     reference = f"{registry.host}/{image.repository}:1"
     log = Log(registry, image.repository)
-    assert ok(cli, "pull", "--quiet", reference) == image.manifest
-    wait_for(cache, image)
-    assert log.requests(US) == [("HEAD", "manifests/1")]
-    assert log.blobs(CACHE) == {image.config, *image.layers}
-    assert wrong(store_root, image.trees) == []
+    with FaultProxy(registry) as behind, Registry(tmp_path / "cache", upstream=behind.url) as cache:
+        mirrored(registry.host, cache.host)
+        assert ok(cli, "pull", "--quiet", reference) == image.manifest
+        wait_for(cache, image)
+        assert log.requests(US) == [("HEAD", "manifests/1")]
+        asked = {one.path.rpartition("/")[2] for one in behind.of("/blobs/", method="GET")}
+        assert asked == {image.config, *image.layers}
+        assert wrong(store_root, image.trees) == []
 
-    log = Log(registry, image.repository)
-    assert ok(cli, "--root", tmp_path / "other", "pull", "--quiet", reference) == image.manifest
-    assert log.requests() == [("HEAD", "manifests/1")]
-    assert wrong(tmp_path / "other", image.trees) == []
+        behind.exchanges.clear()
+        log = Log(registry, image.repository)
+        assert ok(cli, "--root", tmp_path / "other", "pull", "--quiet", reference) == image.manifest
+        assert log.requests(US) == [("HEAD", "manifests/1")]
+        assert behind.of("/blobs/|/manifests/") == []
+        assert wrong(tmp_path / "other", image.trees) == []
 
 
 def test_the_cache_is_killed_in_the_middle_of_a_blob(
@@ -111,23 +113,36 @@ def test_the_cache_is_killed_in_the_middle_of_a_blob(
         [rest] = own.of(image.long)
         assert ON_DISK <= arrived <= rest.start <= ON_DISK + HELD
         assert (rest.headers["range"], rest.sent) == (f"bytes={rest.start}-", image.size - rest.start)
-    [told] = [line for line in said.read_text().splitlines() if cache.host in line]
-    assert told.endswith(f"; asking {own.host}")
+    told = [line for line in said.read_text().splitlines() if cache.host in line]
+    assert told
+    assert all(line.endswith(f"; asking {own.host}") for line in told)
+    assert len(told) == len(set(told))  # what breaks off, and what finds nobody there, may both be told
     assert wrong(store_root, image.trees) == []
 
 
-@pytest.mark.parametrize("believed", ["digest-only", "all"])
+@pytest.mark.parametrize("more", ["", BELIEVED])
 def test_the_cache_is_dead(
-    registry: Registry, cache: Registry, image: Pushed, cli: Cli, store_root: Path, believed: str
+    registry: Registry, cache: Registry, image: Pushed, cli: Cli, store_root: Path, more: str
 ) -> None:
     """One line tells of it, however many blobs there are."""
     cache.kill()
-    mirrored(registry.host, cache.host, believed)
+    mirrored(registry.host, cache.host, more)
     done = cli("pull", f"{registry.host}/{image.repository}:1")
     assert (done.returncode, done.stdout) == (0, f"{image.manifest}\n"), done.stderr
     told = [line for line in done.stderr.splitlines() if cache.host in line]
     assert told == [f"cannot connect to {cache.host}: connection refused; asking {registry.host}"]
     assert wrong(store_root, image.trees) == []
+
+
+def test_the_cache_says_nothing(registry: Registry, cache: Registry, image: Pushed, cli: Cli) -> None:
+    """It is waited for once."""
+    with FaultProxy(cache, Rule(faults.stall(), method="", times=None)) as front:
+        mirrored(registry.host, front.host)
+        done = cli("pull", "--timeout=1", f"{registry.host}/{image.repository}:1")
+        assert (done.returncode, done.stdout) == (0, f"{image.manifest}\n"), done.stderr
+        told = [line for line in done.stderr.splitlines() if front.host in line]
+        assert told == [f"{front.host} did not answer in time; asking {registry.host}"]
+        assert len(front.exchanges) == 1
 
 
 def test_the_cache_lacks_the_image(registry: Registry, image: Pushed, cli: Cli, tmp_path: Path) -> None:
@@ -145,7 +160,7 @@ def test_a_stale_tag(registry: Registry, image: Pushed, cli: Cli, tmp_path: Path
     """A cache that has lost its registry gives out the old one: which counts only where it is to be believed."""
     reference = f"{registry.host}/{image.repository}:1"
     with FaultProxy(registry) as behind, Registry(tmp_path / "cache", upstream=behind.url) as cache:
-        mirrored(registry.host, cache.host, "all")
+        mirrored(registry.host, cache.host, BELIEVED)
         assert ok(cli, "pull", "--quiet", reference) == image.manifest
         wait_for(cache, image)
 
@@ -158,7 +173,7 @@ def test_a_stale_tag(registry: Registry, image: Pushed, cli: Cli, tmp_path: Path
         assert wrong(store_root, {**image.trees, **new.trees}) == []
 
         behind.rules.clear()
-        mirrored(registry.host, cache.host, "all")
+        mirrored(registry.host, cache.host, BELIEVED)
         log = Log(registry, image.repository)
         assert ok(cli, "--root", tmp_path / "believing", "pull", "--quiet", reference) == new.manifest
         assert log.requests(US) == []
@@ -172,15 +187,13 @@ def test_the_cache_alone(cli: Cli, tmp_path: Path) -> None:
     ):
         image = pushed(registry, tmp_path / "image", "alone", LONG)
         name = f"{registry.host}/{image.repository}"
-        mirrored(registry.host, cache.host, "all")
+        mirrored(registry.host, cache.host, BELIEVED)
         assert ok(cli, "pull", "--quiet", f"{name}:1") == image.manifest
         wait_for(cache, image)
         registry.kill()
 
-        for number, (reference, believed) in enumerate(
-            [(f"{name}:1", "all"), (f"{name}@{image.manifest}", "digest-only")]
-        ):
-            mirrored(registry.host, cache.host, believed)
+        for number, (reference, more) in enumerate([(f"{name}:1", BELIEVED), (f"{name}@{image.manifest}", "")]):
+            mirrored(registry.host, cache.host, more)
             root = tmp_path / str(number)
             assert ok(cli, "--root", root, "pull", "--quiet", reference) == image.manifest
             assert wrong(root, image.trees) == []
