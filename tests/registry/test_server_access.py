@@ -113,7 +113,7 @@ def test_a_stranger_costs_as_much_as_a_user(registry: Running, monkeypatch: pyte
         ("ada", "line 2"),
         ("ada:lovelace", "line 2"),
         ("ada:$apr1$x$y", "line 2"),
-        (":" + bcrypt_hash("x"), "line 2"),
+        pytest.param(":" + bcrypt_hash("x"), "line 2", id="no name"),
         ("", "names no user"),
     ],
 )
