@@ -15,7 +15,7 @@ demo: $(BIN)/pullpipe
 	$(BIN)/pullpipe demo
 
 test: check tools
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .

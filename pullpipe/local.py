@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pullpipe.errors import InvalidDocument, NotFound
 from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, ImageConfig, Index, Manifest, chain_ids, links, parse_document
 from pullpipe.platforms import Platform
 from pullpipe.reference import Reference
-from store import Digest, ImageRecord, Store, StoreError
+from store import Container, Digest, ImageRecord, Store, StoreError
 from store.gc import Marks, Swept, sweep
 
 
@@ -129,33 +129,37 @@ def neighbours(store: Store, reference: Reference) -> dict[Digest, str]:
 
 def remove(store: Store, reference: Reference) -> Swept:
     """Removes the image's record, and what no other image and no container needs. Raises `NotInStore`."""
-    with store.exclusive():
-        store.images.remove(str(reference))
-        return collect(store)
+    store.images.remove(str(reference))
+    return collect(store)
 
 
 def collect(store: Store) -> Swept:
-    """Removes what no image and no container leads to. The caller holds the store exclusively.
+    """Removes what no image and no container leads to."""
+    return sweep(store, lambda: marks(store, store.images, store.containers))
+
+
+def marks(store: Store, images: Iterable[ImageRecord], containers: Iterable[Container]) -> Marks:
+    """What these images and containers need, and what was pushed here. The caller holds the store, shared at least.
 
     Of an image that came from an index all that the index leads to stays, as far as it is here: other platforms'
     blobs, attestations.
     """
-    marks = Marks(blobs=set(), layers=set(), variants=set(), stacks={container.stack for container in store.containers})
-    for record in store.images:
-        marks.blobs.update(digest for digest, _ in _led_to(store, record.manifest, record.resolved))
+    found = Marks(blobs=set(), layers=set(), variants=set(), stacks={container.stack for container in containers})
+    for record in images:
+        found.blobs.update(digest for digest, _ in _led_to(store, record.manifest, record.resolved))
         try:
             image = load(store, record)
         except (InvalidDocument, StoreError):
             continue  # damaged: what it names cannot be known, and it cannot be used either
-        marks.layers.update(image.config.diff_ids)
-        marks.stacks.add(image.chain_id)
-    marks.blobs.update(digest for digest, _ in _led_to(store, *store.images.foreign()))
-    for chain_id in marks.stacks:
+        found.layers.update(image.config.diff_ids)
+        found.stacks.add(image.chain_id)
+    found.blobs.update(digest for digest, _ in _led_to(store, *store.images.foreign()))
+    for chain_id in found.stacks:
         if chain_id in store.stacks:
             info = store.stacks.info(chain_id)
-            marks.layers.update(info.layers)
-            marks.variants.update(info.variants)
-    return sweep(store, marks)
+            found.layers.update(info.layers)
+            found.variants.update(info.variants)
+    return found
 
 
 def missing(store: Store, digest: Digest) -> list[Digest]:

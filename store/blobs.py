@@ -11,12 +11,21 @@ import fcntl
 import itertools
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from store.digest import Digest
 from store.errors import Corrupt, InUse, InvalidDigest, NotInStore
 from store.locks import Lock, is_at
 
 _numbers = itertools.count()
+
+
+class Partial(NamedTuple):
+    """What has arrived of a blob."""
+
+    digest: Digest  # of the whole
+    size: int  # bytes that are here
+    touched: float  # when the last of them came, in seconds since 1970
 
 
 class Blobs:
@@ -36,6 +45,13 @@ class Blobs:
             return os.stat(self.path(digest)).st_size
         except FileNotFoundError:
             return None
+
+    def made(self, digest: Digest) -> float:
+        """When the blob came, in seconds since 1970; 0 when it is not here."""
+        try:
+            return os.stat(self.path(digest)).st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     def __contains__(self, digest: Digest) -> bool:
         return self.size(digest) is not None
@@ -77,6 +93,28 @@ class Blobs:
                 lock = Lock(os.path.join(self._ingest, name))
                 if lock.try_acquire():
                     lock.release(remove=True)
+
+    def partials(self) -> Iterator[Partial]:
+        """Blobs of which only a part is here, and which nobody is fetching now."""
+        for name in sorted(os.listdir(self._ingest)):
+            algorithm, _, digits = name.partition("-")
+            path = os.path.join(self._ingest, name)
+            lock = Lock(path)
+            try:
+                digest = Digest.parse(f"{algorithm}:{digits}")
+                status = os.stat(path)
+                free = lock.try_acquire()
+            except (InvalidDigest, FileNotFoundError):
+                continue
+            lock.release()
+            if free:
+                yield Partial(digest, status.st_size, status.st_mtime)
+
+    def forget(self, digest: Digest) -> None:
+        """Removes what has arrived of the blob, unless somebody goes on with it."""
+        lock = Lock(os.path.join(self._ingest, f"{digest.algorithm}-{digest.hex}"))
+        if os.path.exists(lock.path) and lock.try_acquire():
+            lock.release(remove=True)
 
     def ingest(self, digest: Digest, size: int) -> Ingest:
         """Opens the partial blob, or a new one, and locks it.

@@ -6,6 +6,7 @@ or a container leads to.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from store.digest import Digest
@@ -21,6 +22,15 @@ class Marks(NamedTuple):
     stacks: set[Digest]
 
 
+class Unused(NamedTuple):
+    """What is not marked."""
+
+    blobs: list[Digest]
+    layers: list[Digest]
+    variants: list[Digest]
+    stacks: list[Digest]
+
+
 class Swept(NamedTuple):
     """What a sweep removed."""
 
@@ -29,22 +39,33 @@ class Swept(NamedTuple):
     blob_bytes: int
 
 
-def sweep(store: Store, marks: Marks) -> Swept:
+def unused(store: Store, marks: Marks) -> Unused:
+    """What a sweep would remove. The caller holds the store, shared at least, since before the marks."""
+    leased = store.leases.current()
+    return Unused(
+        [digest for digest in store.blobs if digest not in marks.blobs and digest not in leased],
+        [diff_id for diff_id in store.layers if diff_id not in marks.layers],
+        [chain_id for chain_id in store.variants if chain_id not in marks.variants],
+        [chain_id for chain_id in store.stacks if chain_id not in marks.stacks],
+    )
+
+
+def sweep(store: Store, mark: Callable[[], Marks]) -> Swept:
     """Removes every blob, layer, variant and stack that is not marked, and those first that lead to others.
 
-    The caller holds the store exclusively (`Store.exclusive`) since before it collected the marks: no pull is between
+    It has the store exclusively from before it asks for the marks until all of that is out of sight: no pull is between
     publishing a layer and recording its image, and no runner between reading a record and stacking its layers. What a
-    push has so far is not held by a lock, but by `Store.leases`.
+    push has so far is not held by a lock, but by `Store.leases`. The layers' files, which may be many, are removed when
+    others go on.
     """
-    for chain_id in [chain_id for chain_id in store.stacks if chain_id not in marks.stacks]:
-        store.stacks.remove(chain_id)
-    dead_variants = [chain_id for chain_id in store.variants if chain_id not in marks.variants]
-    for chain_id in dead_variants:
-        store.variants.remove(chain_id)
-    dead_layers = [diff_id for diff_id in store.layers if diff_id not in marks.layers]
-    for diff_id in dead_layers:
-        store.layers.remove(diff_id)
-    leased = store.leases.current()
-    dead_blobs = [digest for digest in store.blobs if digest not in marks.blobs and digest not in leased]
-    size = sum(store.blobs.remove(digest) for digest in dead_blobs)
-    return Swept(len(dead_blobs), len(dead_layers) + len(dead_variants), size)
+    with store.exclusive():
+        marks = mark()
+        store.leases.forget()
+        dead = unused(store, marks)
+        doomed = [store.stacks.take_away(chain_id) for chain_id in dead.stacks]
+        doomed += [store.variants.take_away(chain_id) for chain_id in dead.variants]
+        doomed += [store.layers.take_away(diff_id) for diff_id in dead.layers]
+        size = sum(store.blobs.remove(digest) for digest in dead.blobs)
+    for tree in doomed:
+        tree.remove()
+    return Swept(len(dead.blobs), len(dead.layers) + len(dead.variants), size)

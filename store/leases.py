@@ -36,13 +36,24 @@ class Leases:
             os.close(fd)
 
     def current(self) -> set[Digest]:
-        """The blobs that must stay; forgets the leases that are over. The caller holds the store exclusively."""
+        """The blobs that must stay."""
         found = set()
-        for name in os.listdir(self._directory) if os.path.isdir(self._directory) else ():
-            path = os.path.join(self._directory, name)
-            if time.time() - os.stat(path).st_mtime >= LENGTH:
-                os.unlink(path)
-                continue
-            with suppress(InvalidDigest):
-                found.add(Digest.parse(name.replace("-", ":", 1)))
+        for path in self._paths():
+            with suppress(FileNotFoundError, InvalidDigest):
+                if not _is_over(path):
+                    found.add(Digest.parse(os.path.basename(path).replace("-", ":", 1)))
         return found
+
+    def forget(self) -> None:
+        """Removes the leases that are over. The caller holds the store exclusively."""
+        for path in self._paths():
+            if _is_over(path):
+                os.unlink(path)
+
+    def _paths(self) -> list[str]:
+        names = os.listdir(self._directory) if os.path.isdir(self._directory) else ()
+        return [os.path.join(self._directory, name) for name in names]
+
+
+def _is_over(path: str) -> bool:
+    return time.time() - os.stat(path).st_mtime >= LENGTH

@@ -98,15 +98,26 @@ class Trees(Generic[_I]):
         remove_tree(path)
         return Staging(path, self._path(digest), self._document, lock)
 
-    def remove(self, digest: Digest) -> None:
-        """Takes the tree out of sight in one step, and then removes its files. The caller holds `use.lock`."""
-        doomed = f"{self._staged(digest)}.removed"
-        lock = Lock(doomed + ".lock")
+    def take_away(self, digest: Digest) -> Doomed:
+        """Takes the tree out of sight in one step. The caller holds `use.lock`, and removes the files without it."""
+        path = f"{self._staged(digest)}.{os.getpid()}.{next(_numbers)}.removed"
+        lock = Lock(path + ".lock")
         lock.acquire()
-        remove_tree(doomed)
-        os.rename(self._path(digest), doomed)
-        remove_tree(doomed)
-        lock.release(remove=True)
+        os.rename(self._path(digest), path)
+        return Doomed(path, lock)
+
+
+class Doomed:
+    """A tree that is out of sight, and whose files are still there."""
+
+    def __init__(self, path: str, lock: Lock) -> None:
+        self._path = path
+        self._lock = lock
+
+    def remove(self) -> None:
+        """Removes the files, which may take a while; `clean` does so after a crash."""
+        remove_tree(self._path)
+        self._lock.release(remove=True)
 
 
 class Staging(Generic[_I]):
@@ -158,6 +169,38 @@ def clean(root: str) -> None:
             if not name.endswith(".lock"):
                 remove_tree(path)
             lock.release(remove=True)
+
+
+def disk_usage(path: str) -> int:
+    """Bytes on disk of all that is in the directory at `path`, each file counted once; what vanishes counts nothing."""
+    seen: set[tuple[int, int]] = set()
+    total, pending = 0, [path]
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    status = entry.stat(follow_symlinks=False)
+                    if (status.st_dev, status.st_ino) not in seen:
+                        seen.add((status.st_dev, status.st_ino))
+                        total += status.st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def leftovers(root: str) -> list[str]:
+    """The paths of what `clean` would remove, but for locks."""
+    staging = os.path.join(root, "staging")
+    found = []
+    for name in sorted(os.listdir(staging)):
+        if not name.endswith(".lock"):
+            lock = Lock(os.path.join(staging, f"{name}.lock"))
+            if lock.try_acquire():
+                found.append(os.path.join(staging, name))
+                lock.release(remove=True)
+    return found
 
 
 def remove_tree(path: str) -> None:

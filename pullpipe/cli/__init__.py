@@ -30,6 +30,8 @@ COMMANDS = (
     "ps",
     "rm",
     "rmi",
+    "prune",
+    "df",
     "load",
     "save",
     "push",

@@ -31,6 +31,5 @@ def run(arguments: argparse.Namespace) -> int:
             )
         store.containers.remove(container)
         print(container.name)
-    with store.exclusive():
-        local.collect(store)  # a container may have been the last to need a layer
+    local.collect(store)  # a container may have been the last to need a layer
     return 0

@@ -31,7 +31,6 @@ def run(arguments: argparse.Namespace) -> int:
         store.containers.update(container._replace(target="", exit_code=0))
     else:
         store.containers.remove(container)
-        with store.exclusive():
-            local.collect(store)
+        local.collect(store)
     print(target)
     return 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,11 +21,13 @@ __all__ = ["jail", "worker"]
 def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sequence[str]]:
     """The command, with a storage of its own: plain directories, as no image of a user's machine is touched."""
     top = tmp_path_factory.mktemp("podman")
-    command = [require("podman"), "--root", str(top / "storage"), "--runroot", str(top / "run")]
+    run = tempfile.mkdtemp(prefix="podman-")  # its path may have 50 characters
+    command = [require("podman"), "--root", str(top / "storage"), "--runroot", run]
     command += ["--storage-driver", "vfs", "--events-backend", "none", "--cgroup-manager", "cgroupfs"]
     yield command
     subprocess.run([*command, "rmi", "--all", "--force"], check=True, capture_output=True)
     _unmount_below(top)
+    shutil.rmtree(run)
 
 
 def _unmount_below(top: Path) -> None:

@@ -51,12 +51,6 @@ def arrived(client: Client, location: str) -> int:
     return last + 1 if last else 0
 
 
-def collect(store: Store) -> None:
-    """What `rmi` does, in this process."""
-    with store.exclusive():
-        local.collect(store)
-
-
 def is_there(client: Client, digest: Digest) -> bool:
     return client.ask(f"/v2/a/blobs/{digest}").status == 200
 
@@ -66,7 +60,7 @@ class TestSweeping:
 
     def test_a_blob_waits_for_its_manifest(self, store: Store, registry: Running) -> None:
         document = registry.manifest("a", b"layer")
-        collect(store)
+        local.collect(store)
         assert registry.push_manifest("a", "1", document)[1].status == 201
 
     @pytest.mark.parametrize("how", ["head", "mount"])
@@ -81,14 +75,14 @@ class TestSweeping:
             else:
                 mount = f"/v2/a/blobs/uploads/?mount={Digest.of(data)}&from=b"
                 assert registry.ask(mount, "POST").status == 201
-        collect(store)
+        local.collect(store)
         assert registry.push_manifest("a", "1", document)[1].status == 201
 
     def test_reading_keeps_nothing(self, store: Store, registry: Running) -> None:
         with store.blobs.document(Digest.of(b"x"), b"x") as blob:
             store.publish([blob], [])
         assert is_there(registry, Digest.of(b"x"))
-        collect(store)
+        local.collect(store)
         assert not is_there(registry, Digest.of(b"x"))
 
     def test_what_is_pushed_stays(self, store: Store, registry: Running) -> None:
@@ -101,7 +95,7 @@ class TestSweeping:
         digest, answer = registry.push_manifest("a", str(Digest.of(json.dumps(chart).encode())), chart)
         assert answer.status == 201
         forget_leases(store)
-        collect(store)
+        local.collect(store)
         assert registry.ask(f"/v2/a/manifests/{digest}").json == chart
         assert is_there(registry, Digest.of(b"data of a chart"))
         assert is_there(registry, Digest.of(b"image"))
@@ -112,7 +106,7 @@ class TestSweeping:
         registry.push_image("b", "1", b"shared")
         assert registry.ask(f"/v2/a/manifests/{digest}", "DELETE").status == 202
         forget_leases(store)
-        collect(store)
+        local.collect(store)
         assert not is_there(registry, Digest.of(b"mine"))
         assert is_there(registry, Digest.of(b"shared"))
         assert digest not in store.blobs
@@ -122,7 +116,7 @@ class TestSweeping:
         location = start(registry)
         registry.ask(location, "PATCH", LARGE[:1000])
         Store(store.root).clean()
-        collect(store)
+        local.collect(store)
         assert registry.ask(f"{location}?digest={Digest.of(LARGE)}", "PUT", LARGE[1000:]).status == 201
 
     def test_indexes_nested_deeper_than_a_program_recurses(self, store: Store, registry: Running) -> None:
@@ -136,7 +130,7 @@ class TestSweeping:
             store.publish([blob], [])
         store.images.push("a", "deep", Digest.of(inner), OCI_MANIFEST, len(inner))
         innermost = Digest.of(b'{"schemaVersion": 2, "manifests": []}')
-        collect(store)
+        local.collect(store)
         assert innermost in store.blobs
         assert registry.ask(f"/v2/a/manifests/{innermost}").status == 200
 

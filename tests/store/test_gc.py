@@ -20,8 +20,7 @@ def test_keeps_what_is_marked(store: Store) -> None:
     """And says what it removed."""
     kept, dead = put_blob(store, b"kept"), put_blob(store, b"dead blob")
     kept_layer, dead_layer = put_layer(store, "kept"), put_layer(store, "dead")
-    with store.exclusive():
-        swept = sweep(store, marks(blobs={kept}, layers={kept_layer}))
+    swept = sweep(store, lambda: marks(blobs={kept}, layers={kept_layer}))
     assert swept == Swept(blobs=1, layers=1, blob_bytes=len(b"dead blob"))
     assert list(store.blobs) == [kept]
     assert list(store.layers) == [kept_layer]
@@ -30,8 +29,7 @@ def test_keeps_what_is_marked(store: Store) -> None:
 
 def test_a_mark_of_what_is_not_there(store: Store) -> None:
     """An image whose blobs were not kept: nothing to do."""
-    with store.exclusive():
-        assert sweep(store, marks(blobs={Digest.of(b"x")}, layers={Digest.of(b"y")})) == Swept(0, 0, 0)
+    assert sweep(store, lambda: marks(blobs={Digest.of(b"x")}, layers={Digest.of(b"y")})) == Swept(0, 0, 0)
 
 
 def test_leaves_what_is_arriving(store: Store) -> None:
@@ -46,8 +44,7 @@ staging = store.layers.stage(Digest.of(b"tree"))
 """
     with another_process(program, Path(store.root)):
         before = everything(Path(store.root, "staging")) + everything(Path(store.root, "ingest"))
-        with store.exclusive():
-            sweep(store, marks())
+        sweep(store, marks)
         assert everything(Path(store.root, "staging")) + everything(Path(store.root, "ingest")) == before
 
 
@@ -56,8 +53,7 @@ def test_killed_at_any_step(store: Store, store_root: Path, what: str) -> None:
     """What is marked is whole; a later sweep removes the rest."""
     program = """
 store = Store(ROOT, durable=False)
-with store.exclusive():
-    sweep(store, Marks({Digest.of(b"kept")}, {Digest.of(b"kept")}, set(), set()))
+sweep(store, lambda: Marks({Digest.of(b"kept")}, {Digest.of(b"kept")}, set(), set()))
 """
 
     def fill() -> None:
@@ -75,3 +71,23 @@ with store.exclusive():
     assert (list(store.blobs), list(store.layers)) == ([kept], [kept_layer])
     clean(store.root)
     assert everything(store_root / "staging") == []
+
+
+def test_others_go_on_while_files_are_removed(store: Store) -> None:
+    """A layer may have a million of them: when the first is removed, the store is free again."""
+    put_layer(store, "dead")
+    program = """
+from store.gc import Marks, sweep
+from store.locks import Lock
+free = []
+def hook(event, arguments):
+    if event == "os.remove" and not free:
+        lock = Lock(f"{store.root}/use.lock")
+        free.append(lock.try_acquire())
+        lock.release()
+sys.addaudithook(hook)
+sweep(store, lambda: Marks(set(), set(), set(), set()))
+assert free == [True], free
+"""
+    with another_process(program, Path(store.root)):
+        assert list(store.layers) == []

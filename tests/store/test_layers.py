@@ -137,7 +137,7 @@ class TestRemove:
         """From sight and from the disk; the others stay."""
         first, second = put_layer(store, "first"), put_layer(store, "second")
         with store.exclusive():
-            store.layers.remove(first)
+            store.layers.take_away(first).remove()
         assert list(store.layers) == [second]
         assert first not in store.layers
         assert not [path for path in everything(Path(store.root)) if first.hex in path]
@@ -145,7 +145,7 @@ class TestRemove:
     def test_can_be_made_again(self, store: Store) -> None:
         diff_id = put_layer(store, "name")
         with store.exclusive():
-            store.layers.remove(diff_id)
+            store.layers.take_away(diff_id).remove()
         assert put_layer(store, "name") in store.layers
 
     def test_follows_no_link(self, store: Store, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ class TestRemove:
         (tmp_path / "victim").mkdir()
         Path(store.layers.files(diff_id), "link").symlink_to(tmp_path / "victim")
         with store.exclusive():
-            store.layers.remove(diff_id)
+            store.layers.take_away(diff_id).remove()
         assert (tmp_path / "victim").is_dir()
 
     def test_killed_at_any_step(self, store: Store, store_root: Path) -> None:
@@ -161,7 +161,7 @@ class TestRemove:
         program = """
 store = Store(ROOT, durable=False)
 with store.exclusive():
-    store.layers.remove(Digest.of(b"name"))
+    store.layers.take_away(Digest.of(b"name")).remove()
 """
         put_layer(store, "name")
         outcomes = set()
@@ -224,7 +224,7 @@ class TestStacks:
         store.publish([], [stack, variant])
         assert store.stacks.info(DIFF_ID) == self.INFO
         assert store.variants.info(DIFF_ID) == store.layers.info(DIFF_ID) == layer_info(DIFF_ID)
-        store.stacks.remove(DIFF_ID)
+        store.stacks.take_away(DIFF_ID).remove()
         assert (DIFF_ID in store.stacks, DIFF_ID in store.variants, DIFF_ID in store.layers) == (False, True, True)
 
     def test_the_first_of_two_makers_wins(self, store: Store) -> None:

@@ -1,0 +1,49 @@
+"""`pullpipe df`"""
+
+from __future__ import annotations
+
+import argparse
+
+from pullpipe import usage
+from pullpipe.cli.common import open_store, print_json, print_table
+from pullpipe.progress import human_size
+
+HELP = "tell what takes how much room in the store"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-v", "--verbose", action="store_true", help="tell it of each image, too")
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """--format json has, in bytes:
+
+    images: a list of reference, blobs (compressed), unpacked, shared (of that, with other images), unique;
+    blobs, layers, containers, partials, leftovers: count, size, unused (what nothing needs, or has ended).
+    """
+    found = usage.measure(open_store(arguments))
+    totals = {kind: getattr(found, kind) for kind in ("blobs", "layers", "containers", "partials", "leftovers")}
+    if arguments.format == "json":
+        images = [{**image._asdict(), "shared": image.unpacked - image.unique} for image in found.images]
+        print_json({"images": images, **{kind: _described(total) for kind, total in totals.items()}})
+        return 0
+    if arguments.verbose:
+        rows = [
+            (
+                image.reference,
+                *map(human_size, (image.blobs, image.unpacked, image.unpacked - image.unique, image.unique)),
+            )
+            for image in found.images
+        ]
+        print_table(("IMAGE", "BLOBS", "UNPACKED", "SHARED", "UNIQUE"), rows)
+        print()
+    rows = [
+        (kind, str(total.entries), human_size(total.size), human_size(total.unused)) for kind, total in totals.items()
+    ]
+    print_table(("KIND", "COUNT", "SIZE", "UNUSED"), rows)
+    return 0
+
+
+def _described(total: usage.Total) -> dict[str, int]:
+    return {"count": total.entries, "size": total.size, "unused": total.unused}

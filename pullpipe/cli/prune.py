@@ -1,0 +1,62 @@
+"""`pullpipe prune`"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+
+from pullpipe import usage
+from pullpipe.cli.common import open_store, print_json
+from pullpipe.errors import BadArgument
+from pullpipe.progress import human_size
+
+HELP = "remove what nothing needs: blobs and layers, partial downloads of last week, what a crash left"
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_AGE = re.compile(r"([0-9]{1,9}[smhdw])+")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-a", "--all", action="store_true", help="also images that no container uses")
+    parser.add_argument("--containers", action="store_true", help="also containers that have ended")
+    parser.add_argument(
+        "--filter",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="until=AGE (10m, 36h, 7d): only images, containers and partial downloads that are older; "
+        "reference=PATTERN: only such images",
+    )
+    parser.add_argument("-n", "--dry-run", action="store_true", help="only say what would be removed")
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """--format json has: kind (container, image, layer, blob, partial, leftover), name, size (bytes)."""
+    wanted = _wanted(arguments)
+    store = open_store(arguments)
+    found = usage.waste(store, wanted)
+    if not arguments.dry_run:
+        usage.remove(store, found)
+    if arguments.format == "json":
+        print_json([each._asdict() for each in found])
+    else:
+        for each in found:
+            print(each.kind, each.name, *([human_size(each.size)] if each.size else []))
+    done = "would be freed" if arguments.dry_run else "freed"
+    print(f"{human_size(sum(each.size for each in found))} {done}", file=sys.stderr)
+    return 0
+
+
+def _wanted(arguments: argparse.Namespace) -> usage.Wanted:
+    ages, references = [], []
+    for text in arguments.filter:
+        key, _, value = text.partition("=")
+        if key == "until" and _AGE.fullmatch(value):
+            ages.append(sum(int(part[:-1]) * _UNITS[part[-1]] for part in re.findall(r"[0-9]+[smhdw]", value)))
+        elif key == "reference" and value:
+            references.append(value)
+        else:
+            raise BadArgument(f"--filter {text!r} is none: until=AGE (10m, 36h, 7d) and reference=PATTERN are")
+    return usage.Wanted(arguments.all, arguments.containers, max(ages, default=None), tuple(references))

@@ -1,0 +1,193 @@
+"""What takes how much room in a store, and what of it nothing needs: for `df` and `prune`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from pullpipe import local, stack
+from pullpipe.errors import InvalidDocument
+from pullpipe.reference import DEFAULT_REGISTRY
+from store import Container, Digest, ImageRecord, InUse, LayerInfo, NotInStore, Store, StoreError, Trees
+from store.gc import unused
+from store.trees import disk_usage, leftovers
+
+WEEK = 7 * 24 * 3600.0  # seconds
+
+
+class Waste(NamedTuple):
+    """Something to remove."""
+
+    kind: str  # "container", "image", "layer", "blob", "partial" or "leftover"
+    name: str  # a container's name, a reference, a digest, or a file's name
+    size: int  # bytes; an image's are those of its layers and blobs, which stand for themselves
+
+
+class Wanted(NamedTuple):
+    """What besides garbage is to be removed."""
+
+    images: bool = False  # those that no container uses
+    containers: bool = False  # those that have ended
+    age: float | None = (
+        None  # seconds at least since the image's pull, the container's start, a partial blob's last byte
+    )
+    references: tuple[str, ...] = ()  # only images with such names; * ? and […] as in a shell
+
+
+class ImageUsage(NamedTuple):
+    """One image's room, in bytes."""
+
+    reference: str
+    blobs: int  # compressed, as far as they are kept
+    unpacked: int  # content of its layers' files
+    unique: int  # the same, of layers that no other image has
+
+
+class Total(NamedTuple):
+    """Of one kind."""
+
+    entries: int
+    size: int  # bytes
+    unused: int  # bytes that nothing needs
+
+
+class Usage(NamedTuple):
+    """Of a store."""
+
+    images: list[ImageUsage]
+    blobs: Total
+    layers: Total
+    containers: Total  # unused: of those that have ended
+    partials: Total
+    leftovers: Total
+
+
+def measure(store: Store) -> Usage:
+    """Reads the records of layers, and walks through the containers' own files only."""
+    with store.shared():
+        dead = unused(store, local.marks(store, store.images, store.containers))
+        blobs = {digest: store.blobs.size(digest) or 0 for digest in store.blobs}
+        layers = {diff_id: _layer_size(store.layers, diff_id) for diff_id in store.layers}
+        variants = {chain_id: _layer_size(store.variants, chain_id) for chain_id in store.variants}
+        images = _images(store, blobs, layers)
+    upper = {container: disk_usage(store.containers.path(container)) for container in store.containers}
+    ended = sum(size for container, size in upper.items() if not _is_in_use(store, container))
+    partials = [partial.size for partial in store.blobs.partials()]
+    left = [disk_usage(path) for path in leftovers(store.root)]
+    return Usage(
+        images,
+        Total(len(blobs), sum(blobs.values()), sum(blobs[digest] for digest in dead.blobs)),
+        Total(
+            len(layers) + len(variants),
+            sum(layers.values()) + sum(variants.values()),
+            sum(layers[diff_id] for diff_id in dead.layers) + sum(variants[chain_id] for chain_id in dead.variants),
+        ),
+        Total(len(upper), sum(upper.values()), ended),
+        Total(len(partials), sum(partials), sum(partials)),
+        Total(len(left), sum(left), sum(left)),
+    )
+
+
+def _images(store: Store, blobs: dict[Digest, int], layers: dict[Digest, int]) -> list[ImageUsage]:
+    loaded = []
+    for record in sorted(store.images):
+        try:
+            loaded.append(local.load(store, record))
+        except (InvalidDocument, StoreError):
+            continue  # `verify` tells of it
+    users = Counter(diff_id for image in loaded for diff_id in set(image.config.diff_ids))
+    return [
+        ImageUsage(
+            image.record.reference,
+            sum(blobs.get(digest, 0) for digest in {layer.digest for layer in image.manifest.layers}),
+            sum(layers.get(diff_id, 0) for diff_id in set(image.config.diff_ids)),
+            sum(layers.get(diff_id, 0) for diff_id in set(image.config.diff_ids) if users[diff_id] == 1),
+        )
+        for image in loaded
+    ]
+
+
+def _layer_size(trees: Trees[LayerInfo], digest: Digest) -> int:
+    try:
+        return trees.info(digest).size
+    except StoreError:  # damaged: `verify` tells of it
+        return 0
+
+
+def waste(store: Store, wanted: Wanted) -> list[Waste]:
+    """Garbage, and what is wanted besides: blobs and layers that nothing needs, what a crash left, old partials."""
+    with store.shared():
+        containers = [container for container in store.containers if _is_wanted(store, container, wanted)]
+        used = {container.image for container in store.containers if container not in containers}
+        images = [record for record in sorted(store.images) if _is_wanted_image(store, record, wanted, used)]
+        dead = unused(
+            store,
+            local.marks(
+                store,
+                [record for record in store.images if record not in images],
+                [container for container in store.containers if container not in containers],
+            ),
+        )
+        found = [Waste("container", each.name, disk_usage(store.containers.path(each))) for each in containers]
+        found += [Waste("image", record.reference, 0) for record in images]
+        found += [Waste("layer", str(diff_id), _layer_size(store.layers, diff_id)) for diff_id in dead.layers]
+        found += [Waste("layer", str(chain_id), _layer_size(store.variants, chain_id)) for chain_id in dead.variants]
+        found += [Waste("blob", str(digest), store.blobs.size(digest) or 0) for digest in dead.blobs]
+    age = WEEK if wanted.age is None else wanted.age
+    found += [
+        Waste("partial", str(each.digest), each.size) for each in store.blobs.partials() if _is_old(each.touched, age)
+    ]
+    found += [Waste("leftover", os.path.basename(path), disk_usage(path)) for path in leftovers(store.root)]
+    return found
+
+
+def remove(store: Store, found: Sequence[Waste]) -> None:
+    """Removes it, unless somebody has begun to need it since."""
+    for container in list(store.containers):
+        if ("container", container.name) in _names(found):
+            with suppress(InUse, NotInStore):
+                store.containers.remove(container)
+    for kind, name in _names(found):
+        if kind == "image":
+            with suppress(NotInStore):
+                store.images.remove(name)
+        elif kind == "partial":
+            store.blobs.forget(Digest.parse(name))
+    local.collect(store)
+    store.clean()
+
+
+def _names(found: Sequence[Waste]) -> set[tuple[str, str]]:
+    return {(each.kind, each.name) for each in found}
+
+
+def _is_wanted(store: Store, container: Container, wanted: Wanted) -> bool:
+    return wanted.containers and not _is_in_use(store, container) and _is_old(container.created, wanted.age or 0)
+
+
+def _is_in_use(store: Store, container: Container) -> bool:
+    return store.containers.is_running(container) or stack.is_mounted(container)
+
+
+def _is_wanted_image(store: Store, record: ImageRecord, wanted: Wanted, used: Collection[str]) -> bool:
+    if not wanted.images or record.reference in used:
+        return False
+    if wanted.references and not any(_matches(record.reference, pattern) for pattern in wanted.references):
+        return False
+    return not wanted.age or _is_old(store.blobs.made(record.manifest), wanted.age)
+
+
+def _matches(reference: str, pattern: str) -> bool:
+    """By the whole name, or by the short one that it may have at Docker Hub."""
+    hub = f"{DEFAULT_REGISTRY}/"
+    names = {reference, reference.removeprefix(hub), reference.removeprefix(f"{hub}library/")}
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _is_old(moment: float, age: float) -> bool:
+    return time.time() - moment >= age

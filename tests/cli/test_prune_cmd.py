@@ -1,0 +1,194 @@
+"""`pullpipe prune` and `df`: what nothing needs goes, what anything needs stays, and what is said is so."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from store import Digest, Store
+from tests.cli.rig import answer, fails, layers_of, layout_of, mounted_tree, ok, started, until
+from tests.conftest import Cli
+from tests.support.images import File, Layer, host_shell_layers
+
+pytestmark = pytest.mark.needs_root
+
+DAY = 24 * 3600
+
+
+def pruned(cli: Cli, *options: str) -> list[tuple[str, str]]:
+    """(kind, name) of what it names."""
+    return [(each["kind"], each["name"]) for each in answer(cli, "prune", "--format", "json", *options)]
+
+
+def aged(path: Path, seconds: float) -> None:
+    moment = time.time() - seconds
+    os.utime(path, (moment, moment))
+
+
+def content(root: Path) -> set[str]:
+    """All that is in the store, but for locks."""
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.suffix != ".lock"}
+
+
+@pytest.fixture
+def partial(image: str, store_root: Path) -> Path:
+    """What has arrived of a blob, today."""
+    path = store_root / "ingest" / f"sha256-{Digest.of(b'whole').hex}"
+    path.write_bytes(b"wh")
+    return path
+
+
+@pytest.fixture
+def garbage(image: str, store_root: Path) -> set[tuple[str, str]]:
+    """A blob that nothing needs, a layer that nothing needs, and what a killed pull left."""
+    blob = Digest.of(b"orphan")
+    (store_root / "blobs" / "sha256" / blob.hex).write_bytes(b"orphan")
+    layer = store_root / "layers" / "sha256" / Digest.of(b"layer").hex
+    some = next((store_root / "layers" / "sha256").iterdir())
+    (layer / "fs").mkdir(parents=True)
+    (layer / "layer.json").write_bytes((some / "layer.json").read_bytes())
+    (store_root / "staging" / "layers-sha256-half").mkdir()
+    return {("blob", str(blob)), ("layer", str(Digest.of(b"layer"))), ("leftover", "layers-sha256-half")}
+
+
+@pytest.fixture
+def container(cli: Cli, tmp_path: Path) -> str:
+    """An image with a shell in it, and a container of it that has ended."""
+    ok(cli, "load", "-q", "-t", "shell:1", layout_of(tmp_path / "shell", *host_shell_layers()))
+    ok(cli, "run", "--name", "ended", "shell:1", "true")
+    return "ended"
+
+
+class TestPrune:
+    def test_nothing_to_do(self, cli: Cli, image: str, store_root: Path) -> None:
+        before = content(store_root)
+        done = cli("prune")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "0 B freed\n")
+        assert content(store_root) == before
+
+    def test_garbage_goes(
+        self, cli: Cli, image: str, garbage: set[tuple[str, str]], store_root: Path, tmp_path: Path
+    ) -> None:
+        assert set(pruned(cli)) == garbage
+        assert pruned(cli) == []
+        assert not any("half" in name or Digest.of(b"orphan").hex in name for name in content(store_root))
+        assert mounted_tree(cli, image, tmp_path / "m").keys() == {b".", b"lower", b"upper"}
+
+    def test_a_dry_run_removes_nothing(
+        self, cli: Cli, garbage: set[tuple[str, str]], partial: Path, store_root: Path
+    ) -> None:
+        aged(partial, 8 * DAY)
+        before = content(store_root)
+        done = cli("prune", "--dry-run", "--all")
+        assert "would be freed" in done.stderr
+        assert set(pruned(cli, "-n")) == garbage | {("partial", str(Digest.of(b"whole")))}
+        assert content(store_root) == before
+
+    def test_lines(self, cli: Cli, garbage: set[tuple[str, str]]) -> None:
+        lines = ok(cli, "prune").splitlines()
+        assert f"blob {Digest.of(b'orphan')} 6 B" in lines
+
+    def test_partial_downloads(self, cli: Cli, partial: Path) -> None:
+        """For a week a pull may go on with them."""
+        aged(partial, 6 * DAY)
+        assert pruned(cli) == []
+        assert partial.exists()
+        assert pruned(cli, "--filter", "until=5d") == [("partial", str(Digest.of(b"whole")))]
+        assert not partial.exists()
+
+    def test_one_that_is_being_fetched(self, cli: Cli, partial: Path, store_root: Path) -> None:
+        aged(partial, 8 * DAY)
+        with Store(str(store_root)).blobs.ingest(Digest.of(b"whole"), 5):
+            assert pruned(cli) == []
+        assert partial.exists()
+
+    def test_ended_containers(self, cli: Cli, container: str, image: str) -> None:
+        assert [name for kind, name in pruned(cli, "--all") if kind == "image"] == [image]
+        assert pruned(cli, "--containers", "--filter", "until=1h") == []
+        assert pruned(cli, "--containers") == [("container", container)]
+        assert answer(cli, "ps", "--format", "json") == []
+        assert {kind for kind, _ in pruned(cli, "--all")} == {"image", "layer", "blob"}
+        assert answer(cli, "images", "--format", "json") == []
+
+    def test_a_running_container(self, cli: Cli, container: str, store_root: Path, tmp_path: Path) -> None:
+        ok(cli, "rm", container)
+        with started(store_root, "run", "--name", "runs", "shell:1", "sleep", "60", stderr=tmp_path / "stderr"):
+            until(lambda: any(c["status"] == "running" for c in answer(cli, "ps", "--format", "json")))
+            assert pruned(cli, "--all", "--containers") == []
+
+    def test_a_mounted_image(self, cli: Cli, image: str, tmp_path: Path) -> None:
+        target = tmp_path / "m"
+        target.mkdir()
+        ok(cli, "mount", image, target)
+        try:
+            assert pruned(cli, "--all", "--containers") == []
+            assert sorted(path.name for path in target.iterdir()) == ["lower", "upper"]
+        finally:
+            ok(cli, "umount", target)
+
+    def test_images_by_age(self, cli: Cli, image: str, store_root: Path) -> None:
+        assert pruned(cli, "--all", "--filter", "until=1h") == []
+        [found] = answer(cli, "images", "--format", "json")
+        aged(store_root / "blobs" / "sha256" / found["digest"].removeprefix("sha256:"), 2 * DAY)
+        assert ("image", image) in pruned(cli, "--all", "--filter", "until=1d12h")
+
+    @pytest.mark.parametrize("pattern", ["image:*", "docker.io/library/image:1", "*im?ge*"])
+    def test_images_by_name(self, cli: Cli, image: str, layout: Path, pattern: str) -> None:
+        ok(cli, "load", "-q", "-t", "example.com/other:1", layout)
+        assert pruned(cli, "--all", "--filter", f"reference={pattern}") == [("image", image)]
+        [left] = answer(cli, "images", "--format", "json")
+        assert left["reference"] == "example.com/other:1"
+
+    @pytest.mark.parametrize("text", ["until", "until=", "until=yesterday", "until=5", "label=a", "reference="])
+    def test_filters_that_are_none(self, cli: Cli, image: str, text: str) -> None:
+        line = fails(cli, "prune", "--all", "--filter", text)
+        assert "until=AGE" in line
+        assert len(answer(cli, "images", "--format", "json")) == 1
+
+
+class TestDf:
+    def test_an_empty_store(self, cli: Cli) -> None:
+        found = answer(cli, "df", "--format", "json")
+        nothing = {"count": 0, "size": 0, "unused": 0}
+        assert found.pop("images") == []
+        assert found == dict.fromkeys(("blobs", "layers", "containers", "partials", "leftovers"), nothing)
+
+    def test_what_images_share(self, cli: Cli, tmp_path: Path) -> None:
+        def layer(name: str, size: int) -> Layer:
+            return Layer([File(name, os.urandom(size))])
+
+        base, one, two = layer("base", 1000), layer("one", 200), layer("two", 30)
+        for name, upper in (("one", one), ("two", two)):
+            ok(cli, "load", "-q", "-t", f"{name}:1", layout_of(tmp_path / name, base, upper))
+        found = answer(cli, "df", "--format", "json")
+        rows = {row["reference"]: (row["unpacked"], row["shared"], row["unique"]) for row in found["images"]}
+        assert rows["docker.io/library/one:1"] == (1200, 1000, 200)
+        assert rows["docker.io/library/two:1"] == (1030, 1000, 30)
+        compressed = [layer["size"] for layer in layers_of(tmp_path / "one")]
+        assert found["images"][0]["blobs"] == sum(compressed)
+        assert (found["layers"]["count"], found["layers"]["size"], found["layers"]["unused"]) == (3, 1230, 0)
+
+    def test_what_nothing_needs(self, cli: Cli, garbage: set[tuple[str, str]], partial: Path, store_root: Path) -> None:
+        found = answer(cli, "df", "--format", "json")
+        assert found["blobs"]["unused"] == len(b"orphan")
+        blobs = list((store_root / "blobs" / "sha256").iterdir())
+        assert found["blobs"]["count"] == len(blobs)
+        assert found["blobs"]["size"] == sum(path.stat().st_size for path in blobs)
+        assert found["partials"] == {"count": 1, "size": 2, "unused": 2}
+        assert found["leftovers"]["count"] == 1
+
+    def test_a_table(self, cli: Cli, image: str) -> None:
+        lines = ok(cli, "df", "--verbose").splitlines()
+        assert lines[0].split() == ["IMAGE", "BLOBS", "UNPACKED", "SHARED", "UNIQUE"]
+        assert lines[1].startswith(image)
+        assert [line.split()[0] for line in lines[3:]] == [
+            *("KIND", "blobs", "layers", "containers", "partials", "leftovers")
+        ]
+
+    def test_a_container(self, cli: Cli, container: str) -> None:
+        found = answer(cli, "df", "--format", "json")["containers"]
+        assert found["count"] == 1
+        assert found["size"] == found["unused"] > 0
