@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pullpipe.errors import InvalidDocument, NotFound
-from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, ImageConfig, Index, Manifest, chain_ids, links, parse_document
+from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, ImageConfig, Index, Manifest, chain_ids, parse_document
+from pullpipe.outline import Outline
 from pullpipe.platforms import Platform
 from pullpipe.reference import Reference
 from store import Container, Digest, ImageRecord, Store, StoreError
@@ -189,12 +190,12 @@ def _led_to(store: Store, *documents: Digest) -> Iterator[tuple[Digest, bool]]:
             yield digest, True  # no document
             continue
         try:
-            found = links(store.blobs.read(digest))
+            found = Outline.of(store.blobs.read(digest))
         except (InvalidDocument, StoreError):
             yield digest, False
             continue
         yield digest, True
-        todo += [entry.digest for entry in found.manifests]
+        todo += [entry.digest for entry in found.manifests if entry.is_document]
         blobs.update(blob.digest for blob in found.blobs)
-        yield from ((entry.digest, True) for entry in found.unknown)
+        yield from ((entry.digest, True) for entry in found.manifests if not entry.is_document)
     yield from ((blob, blob in store.blobs) for blob in blobs)

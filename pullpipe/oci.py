@@ -205,37 +205,6 @@ def _parse_manifest(document: dict[str, Any], media_type: str) -> Manifest:
     return Manifest(media_type, config, descriptors)
 
 
-class Links(NamedTuple):
-    """What a manifest or index leads to, directly."""
-
-    manifests: tuple[Descriptor, ...]  # documents like it
-    blobs: tuple[Descriptor, ...]
-    unknown: tuple[Descriptor, ...]  # an index's entries of other media types, which may be anything
-
-
-def links(data: bytes) -> Links:
-    """What the document leads to, of whatever kind it is: an image, an index, an attestation, an artifact.
-
-    Raises `InvalidDocument`.
-    """
-    document = _load(data, "manifest")
-    blobs = []
-    if document.get("config") is not None:
-        blobs.append(Descriptor.from_json(document["config"], "manifest.config"))
-    for name in ("layers", "blobs"):  # artifacts had blobs for a while
-        if name in document:
-            found = _list(document, name, "manifest")
-            blobs += [Descriptor.from_json(entry, f"manifest.{name}[{n}]") for n, entry in enumerate(found)]
-    entries = _list(document, "manifests", "index") if "manifests" in document else []
-    manifests = [Descriptor.from_json(entry, f"index.manifests[{n}]") for n, entry in enumerate(entries)]
-    known = INDEXES | MANIFESTS
-    return Links(
-        tuple(entry for entry in manifests if entry.media_type in known),
-        tuple(blobs),
-        tuple(entry for entry in manifests if entry.media_type not in known),
-    )
-
-
 def _guess(document: dict[str, Any]) -> str:
     """The media type of an OCI document that states none, by its fields (image-spec, manifest.md)."""
     return OCI_INDEX if "manifests" in document else OCI_MANIFEST

@@ -1,7 +1,7 @@
 """What a manifest or an index of any kind leads to: of images, and of artifacts, signatures and all else.
 
-For whoever keeps documents without using them: the registry that serves them, and the garbage collection. More lenient
-than `oci.parse_document`, which is for images that are about to be unpacked.
+For whoever keeps documents without using them: the registry that serves them, the garbage collection, and pulls of all
+that an index leads to. More lenient than `oci.parse_document`, which is for images that are about to be unpacked.
 """
 
 from __future__ import annotations
@@ -11,9 +11,26 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pullpipe.errors import InvalidDocument
-from pullpipe.oci import INDEXES, MANIFESTS, OCI_INDEX, OCI_MANIFEST
+from pullpipe.oci import INDEXES, MANIFESTS, OCI_INDEX, OCI_MANIFEST, Descriptor
 from store.digest import Digest
 from store.errors import InvalidDigest
+
+
+class Part(NamedTuple):
+    """What a document names by a descriptor, of which no more than the digest has been looked at."""
+
+    digest: Digest
+    fields: Mapping[str, Any]  # the descriptor's
+    what: str  # where it stands in the document
+
+    @property
+    def is_document(self) -> bool:
+        """Whether it is a manifest or an index, by its media type."""
+        return self.fields.get("mediaType") in (*INDEXES, *MANIFESTS)
+
+    def descriptor(self) -> Descriptor:
+        """All of it, parsed strictly. Raises `InvalidDocument`."""
+        return Descriptor.from_json(self.fields, self.what)
 
 
 class Outline(NamedTuple):
@@ -21,9 +38,8 @@ class Outline(NamedTuple):
 
     media_type: str
     size: int  # bytes
-    manifests: tuple[Digest, ...]  # that it lists, if it is an index
-    blobs: tuple[Digest, ...]  # that it needs beside it
-    elsewhere: tuple[Digest, ...]  # blobs that its descriptors give URLs for
+    manifests: tuple[Part, ...]  # that it lists, if it is an index; some may be of other kinds
+    blobs: tuple[Part, ...]  # its config, first, and layers
     subject: Digest | None  # the manifest that it says something about
     artifact_type: str  # what it is, if it says so
     annotations: Mapping[str, str]
@@ -44,16 +60,14 @@ class Outline(NamedTuple):
         if not isinstance(media_type, str) or media_type not in (INDEXES if is_index else MANIFESTS):
             kind = "an index's" if is_index else "a manifest's"
             raise InvalidDocument(f"the document's mediaType is {str(media_type)[:200]!r}, which is not {kind}")
-        config = [_object(document["config"], "config")] if document.get("config") is not None else []
-        parts = config + _objects(document, "layers")
-        own_type = document.get("artifactType") or (config[0].get("mediaType") if config else "")
+        config, subject = _one(document, "config"), _one(document, "subject")
+        own_type = document.get("artifactType") or (config[0].fields.get("mediaType") if config else "")
         return cls(
             media_type,
             len(data),
-            manifests=tuple(_digest(entry) for entry in _objects(document, "manifests")),
-            blobs=tuple(_digest(part) for part in parts if not part.get("urls")),
-            elsewhere=tuple(_digest(part) for part in parts if part.get("urls")),
-            subject=_digest(_object(document["subject"], "subject")) if document.get("subject") is not None else None,
+            manifests=_several(document, "manifests"),
+            blobs=config + _several(document, "layers"),
+            subject=subject[0].digest if subject else None,
             artifact_type=own_type if isinstance(own_type, str) else "",
             annotations={
                 key: value
@@ -76,15 +90,21 @@ def _object(value: object, what: str) -> dict[str, Any]:
     return value
 
 
-def _objects(document: dict[str, Any], name: str) -> list[dict[str, Any]]:
+def _one(document: dict[str, Any], name: str) -> tuple[Part, ...]:
+    """What may be left out."""
+    return (_part(document[name], name),) if document.get(name) is not None else ()
+
+
+def _several(document: dict[str, Any], name: str) -> tuple[Part, ...]:
     values = document.get(name) or []
     if not isinstance(values, list):
         raise InvalidDocument(f"{name} is {type(values).__name__}, where a list must stand")
-    return [_object(value, f"{name}[{number}]") for number, value in enumerate(values)]
+    return tuple(_part(value, f"{name}[{number}]") for number, value in enumerate(values))
 
 
-def _digest(descriptor: dict[str, Any]) -> Digest:
+def _part(value: object, what: str) -> Part:
+    fields = _object(value, what)
     try:
-        return Digest.parse(str(descriptor.get("digest")))
+        return Part(Digest.parse(str(fields.get("digest"))), fields, what)
     except InvalidDigest as error:
-        raise InvalidDocument(str(error)) from error
+        raise InvalidDocument(f"{what}.digest: {error}") from error

@@ -23,7 +23,6 @@ from pullpipe.oci import (
     Manifest,
     best,
     chain_ids,
-    links,
     parse_document,
 )
 from pullpipe.platforms import Platform
@@ -498,41 +497,6 @@ class TestChoice:
         """What it is for stands elsewhere."""
         assert choose(index(None), "linux/amd64") is None
         assert choose(index(None, "linux/amd64"), "linux/amd64") == 1
-
-
-class TestLinks:
-    """What a document leads to, whether or not it is an image."""
-
-    def digests(self, *documents: dict[str, Any]) -> list[str]:
-        return [document["digest"] for document in documents]
-
-    def test_of_an_image(self) -> None:
-        document = manifest()
-        found = links(json.dumps(document).encode())
-        assert [str(blob.digest) for blob in found.blobs] == self.digests(document["config"], *document["layers"])
-        assert found.manifests == found.unknown == ()
-
-    def test_of_an_artifact(self) -> None:
-        """A config that is none, layers of any type, no layers at all, the blobs of the form that was withdrawn."""
-        config, layer = descriptor("application/vnd.oci.empty.v1+json", "e"), descriptor("application/x", "x")
-        for document in ({"config": config, "layers": [layer]}, {"config": config, "blobs": [layer], "layers": None}):
-            found = links(json.dumps(document).encode())
-            assert [str(blob.digest) for blob in found.blobs] == self.digests(config, layer)
-
-    def test_of_an_index(self) -> None:
-        """Attestations count, and what may be anything stands apart."""
-        document = index("linux/amd64", None, "unknown/unknown", "linux/arm64")
-        document["manifests"][1]["mediaType"] = OCI_INDEX
-        document["manifests"][3]["mediaType"] = "application/vnd.example.new+json"
-        found = links(json.dumps(document).encode())
-        assert [str(one.digest) for one in found.manifests] == self.digests(*document["manifests"][:3])
-        assert [str(one.digest) for one in found.unknown] == self.digests(document["manifests"][3])
-        assert found.blobs == ()
-
-    @pytest.mark.parametrize("data", [b"", b"[]", b'{"layers": 1}', b'{"config": {}}', b'{"manifests": [1]}'])
-    def test_of_what_cannot_be_read(self, data: bytes) -> None:
-        with pytest.raises(InvalidDocument):
-            links(data)
 
 
 def test_chain_ids() -> None:

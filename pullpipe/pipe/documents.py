@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 from pullpipe.errors import InvalidDocument, VerificationError, WrongBlob, first_cause
-from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, Index, Manifest, links, parse_document
+from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, Index, Manifest, parse_document
+from pullpipe.outline import Outline
 from pullpipe.pipe.proof import with_second_try
 from pullpipe.transports import Document, Source, open_blob
 from store import Digest, Store, StoreError
@@ -77,9 +78,10 @@ class Documents:
         seen: set[Digest] = set()
         level = [top]
         for _ in range(NESTED_LIMIT + 1):
-            found = [links(document.data) for document in level]
-            blobs |= {blob.digest: blob for one in found for blob in one.blobs}
-            entries = {entry.digest: entry for one in found for entry in one.manifests if entry.digest not in seen}
+            found = [Outline.of(document.data) for document in level]
+            blobs |= {blob.digest: blob.descriptor() for one in found for blob in one.blobs}
+            parts = [part for one in found for part in one.manifests if part.is_document and part.digest not in seen]
+            entries = {part.digest: part.descriptor() for part in parts}
             if not entries:
                 return blobs
             seen |= entries.keys()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,6 +100,18 @@ class TestSweeping:
         assert registry.ask(f"/v2/a/manifests/{digest}").json == chart
         assert is_there(registry, Digest.of(b"data of a chart"))
         assert is_there(registry, Digest.of(b"image"))
+
+    @pytest.mark.parametrize("odd", [{"size": None}, {"mediaType": None}, {"annotations": {"x": 1}}, {"platform": {}}])
+    def test_what_is_pushed_with_an_odd_descriptor(self, store: Store, registry: Running, odd: dict[str, Any]) -> None:
+        """What was good enough to be taken is good enough to keep its blobs, and to be given again."""
+        chart = registry.manifest("a", b"odd")
+        chart["layers"][0].update(odd)
+        digest, answer = registry.push_manifest("a", "1", chart)
+        assert answer.status == 201
+        forget_leases(store)
+        collect(store)
+        assert registry.ask(f"/v2/a/manifests/{digest}").json == chart
+        assert is_there(registry, Digest.of(b"odd"))
 
     def test_what_is_deleted_goes(self, store: Store, registry: Running) -> None:
         """With its blobs, but for those that others need."""

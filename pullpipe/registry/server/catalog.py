@@ -153,7 +153,7 @@ class Catalog:
                 found[digest] = self._outline(digest)
             except (InvalidDocument, NotInStore):
                 continue
-            left.extend(found[digest].manifests)
+            left.extend(part.digest for part in found[digest].manifests)
         return found
 
     def _read(self, digest: Digest) -> bytes:

@@ -154,7 +154,8 @@ class Push:
             raise Refused(HTTPStatus.BAD_REQUEST, "DIGEST_INVALID", f"the manifest does not have the digest {digest}")
         outline = _outline(data, media_type)
         with self._store.shared():
-            missing = [part for part in (*outline.manifests, *outline.blobs) if part not in self._store.blobs]
+            needed = [part for part in (*outline.manifests, *outline.blobs) if not part.fields.get("urls")]
+            missing = [part.digest for part in needed if part.digest not in self._store.blobs]
             if missing:
                 message = f"the manifest needs {', '.join(map(str, missing[:10]))}, which must be pushed before it"
                 raise Refused(HTTPStatus.NOT_FOUND, "MANIFEST_BLOB_UNKNOWN", message)
