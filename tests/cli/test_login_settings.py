@@ -40,9 +40,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture
 def private(registry: Registry, authority: Authority) -> Iterator[FaultProxy]:
     """A registry with TLS, which wants a client's certificate and a password."""
-    context = authority.server_context()
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(authority.path)
+    context = authority.server_context(ssl.CERT_REQUIRED)
     with FaultProxy(registry, access=Access((USER, PASSWORD), scheme="basic"), tls=context) as proxy:
         yield proxy
 

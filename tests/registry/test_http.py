@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from aiohttp import web
@@ -18,6 +16,7 @@ from pullpipe.registry.hosts import Endpoint, Tls
 from pullpipe.registry.http import Http
 from pullpipe.registry.proxies import Proxies
 from tests.conftest import require
+from tests.support.registry import Authority
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 HEADERS = {"Authorization": "Bearer secret", "Range": "bytes=1-"}
@@ -132,55 +131,28 @@ class TestRedirects:
         assert "Authorization" not in heard.requests[0].headers
 
 
-class Authority(NamedTuple):
-    """An authority of our own, and what it has signed."""
-
-    ca: str
-    server: str  # certificate and key in one file, for 127.0.0.1
-    client: str
-    client_key: str
-
-    @classmethod
-    def make(cls, directory: Path) -> Authority:
-        require("openssl")
-
-        def openssl(*words: str) -> None:
-            subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True)
-
-        new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
-        openssl(*new, "-x509", "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.crt")
-        for name in ("server", "client"):
-            signed = ("-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1")
-            openssl(*new, "-x509", "-subj", f"/CN={name}", *signed, "-keyout", f"{name}.key", "-out", f"{name}.crt")
-        both = directory / "server.pem"
-        both.write_bytes((directory / "server.crt").read_bytes() + (directory / "server.key").read_bytes())
-        return cls(*(str(directory / name) for name in ("ca.crt", "server.pem", "client.crt", "client.key")))
-
-    def context(self, *, clients: bool = False) -> ssl.SSLContext:
-        """For a server; with `clients`, one that wants their certificate."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.server)
-        if clients:
-            context.verify_mode = ssl.CERT_REQUIRED
-            context.load_verify_locations(self.ca)
-        return context
-
-
 @pytest.fixture(scope="module", name="authority")
 def _authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority.make(tmp_path_factory.mktemp("authority"))
+    require("openssl")
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+def client_of(authority: Authority) -> Tls:
+    """Trusts the authority, and has a certificate of it."""
+    certificate, key = authority.issue("client")
+    return Tls(ca=(str(authority.path),), certificate=str(certificate), key=str(key))
 
 
 class TestTls:
-    def ask(self, authority: Authority, tls: Tls, *, clients: bool = False) -> tuple[int, bytes]:
+    def ask(self, authority: Authority, tls: Tls, *, clients: ssl.VerifyMode = ssl.CERT_NONE) -> tuple[int, bytes]:
         async def main() -> tuple[int, bytes]:
-            async with serving(Heard(), tls=authority.context(clients=clients)) as host:
+            async with serving(Heard(), tls=authority.server_context(clients)) as host:
                 return await get(f"https://{host}/", endpoint(host, tls=tls))
 
         return asyncio.run(main())
 
     def test_an_authority_of_our_own(self, authority: Authority) -> None:
-        assert self.ask(authority, Tls(ca=(authority.ca,)))[0] == 200
+        assert self.ask(authority, Tls(ca=(str(authority.path),)))[0] == 200
 
     def test_an_unknown_authority(self, authority: Authority) -> None:
         with pytest.raises(Unreachable, match=r"certificate of 127\.0\.0\.1:\d+ is not trusted.*registries\.md"):
@@ -190,10 +162,10 @@ class TestTls:
         assert self.ask(authority, Tls(verify=False))[0] == 200
 
     def test_a_certificate_of_ours(self, authority: Authority) -> None:
-        tls = Tls(ca=(authority.ca,), certificate=authority.client, key=authority.client_key)
-        assert self.ask(authority, tls, clients=True)[0] == 200
+        tls = client_of(authority)
+        assert self.ask(authority, tls, clients=ssl.CERT_REQUIRED)[0] == 200
         with pytest.raises(TransferError):
-            self.ask(authority, Tls(ca=(authority.ca,)), clients=True)
+            self.ask(authority, tls._replace(certificate="", key=""), clients=ssl.CERT_REQUIRED)
 
     @pytest.mark.parametrize("broken", ["ca", "certificate", "key"])
     @pytest.mark.parametrize("content", [None, b"nonsense"])
@@ -206,7 +178,7 @@ class TestTls:
         tls = {
             "ca": Tls(ca=(str(bad),)),
             "certificate": Tls(certificate=str(bad)),
-            "key": Tls(certificate=authority.client, key=str(bad)),
+            "key": client_of(authority)._replace(key=str(bad)),
         }[broken]
         with pytest.raises(BadConfiguration, match=r"cannot use .* for TLS"):
             self.ask(authority, tls)
@@ -216,17 +188,14 @@ class TestTls:
         heard = Heard()
 
         async def main() -> None:
-            context = authority.context()
-            context.verify_mode = ssl.CERT_OPTIONAL
-            context.load_verify_locations(authority.ca)
-            async with serving(heard, tls=context) as store:
+            async with serving(heard, tls=authority.server_context(ssl.CERT_OPTIONAL)) as store:
 
                 async def away(request: web.BaseRequest) -> web.Response:
                     return web.Response(status=307, headers={"Location": f"https://{store}/"})
 
-                tls = Tls(ca=(authority.ca,), certificate=authority.client, key=authority.client_key)
-                async with serving(away, tls=authority.context(clients=True)) as host:
-                    assert (await get(f"https://{host}/", endpoint(host, tls=tls)))[0] == 200
+                where = client_of(authority)
+                async with serving(away, tls=authority.server_context(ssl.CERT_REQUIRED)) as host:
+                    assert (await get(f"https://{host}/", endpoint(host, tls=where)))[0] == 200
 
         asyncio.run(main())
         assert heard.requests[0].get_extra_info("peercert") in (None, {})
@@ -270,7 +239,7 @@ class TestProxy:
         asked: list[bytes] = []
 
         async def main() -> None:
-            async with serving(Heard(), tls=authority.context()) as target:
+            async with serving(Heard(), tls=authority.server_context()) as target:
 
                 async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
                     asked.append(await reader.readuntil(b"\r\n\r\n"))

@@ -43,10 +43,12 @@ class Authority:
         self._make(name, f"/CN={name}", *signed, *end)
         return self.directory / f"{name}.crt", self.directory / f"{name}.key"
 
-    def server_context(self) -> ssl.SSLContext:
-        """For a server on loopback that proves itself by this authority."""
+    def server_context(self, clients: ssl.VerifyMode = ssl.CERT_NONE) -> ssl.SSLContext:
+        """For a server on loopback that proves itself by this authority; `clients` is whether they have to, too."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*self.issue())
+        context.load_verify_locations(self.path)
+        context.verify_mode = clients
         return context
 
     def _make(self, name: str, subject: str, *options: str) -> None:
