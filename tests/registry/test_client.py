@@ -11,8 +11,7 @@ import base64
 import json
 import os
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,7 @@ from tests.conftest import require
 from tests.support.hostile import BASIC, PASSWORD, STORAGE_ADDRESS, USER, Fault, FaultyRegistry
 from tests.support.images import File, Image, Layer, write_layout
 from tests.support.registry import Registry
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+from tests.support.serving import Handler, serving
 
 GOOD = Credentials(USER, PASSWORD)
 MANIFEST = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": []}).encode()
@@ -102,21 +100,6 @@ async def read(one: RegistryClient, descriptor: Descriptor, offset: int = 0) -> 
         return b"".join([piece async for piece in pieces])
 
 
-@asynccontextmanager
-async def serving(handler: Handler, address: str = "127.0.0.1") -> AsyncIterator[str]:
-    """A server that answers everything by `handler`; yields its `address:port`."""
-    application = web.Application()
-    application.router.add_route("*", "/{path:.*}", handler)
-    runner = web.AppRunner(application, shutdown_timeout=0.01)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, address, 0).start()
-        host, port = runner.addresses[0][:2]
-        yield f"{host}:{port}"
-    finally:
-        await runner.cleanup()
-
-
 def asked(handler: Handler, ask: Callable[[str], Coroutine[Any, Any, Any]]) -> Any:
     """What `ask(host)` returns with such a server running."""
 
@@ -170,7 +153,7 @@ class TestDocuments:
     def test_no_digest_header(self, wanted: str) -> None:
         """A registry need not say the digest; by what was asked, or by the bytes, it is known."""
 
-        async def handler(request: web.Request) -> web.Response:
+        async def handler(request: web.BaseRequest) -> web.Response:
             return web.Response(body=MANIFEST, content_type=OCI_MANIFEST)
 
         async def ask(host: str) -> tuple[Digest, Document]:
@@ -195,7 +178,7 @@ class TestDocuments:
         """Asked for by digest, that digest counts, whatever the registry says of what it sends."""
         other = MANIFEST + b"\n"
 
-        async def handler(request: web.Request) -> web.Response:
+        async def handler(request: web.BaseRequest) -> web.Response:
             return web.Response(body=other, headers={"Docker-Content-Digest": str(Digest.of(other))})
 
         async def ask(host: str) -> Document:
@@ -209,7 +192,7 @@ class TestDocuments:
     def test_header_that_is_no_digest(self, stated: str) -> None:
         """A digest becomes a path, so it is checked before anything is done with it."""
 
-        async def handler(request: web.Request) -> web.Response:
+        async def handler(request: web.BaseRequest) -> web.Response:
             return web.Response(body=MANIFEST, headers={"Docker-Content-Digest": stated})
 
         async def resolve(host: str) -> Digest:
@@ -228,7 +211,7 @@ class TestDocuments:
         """Nobody's memory is filled: reading stops at a limit."""
         sent = 0
 
-        async def handler(request: web.Request) -> web.StreamResponse:
+        async def handler(request: web.BaseRequest) -> web.StreamResponse:
             nonlocal sent
             response = web.StreamResponse()
             await response.prepare(request)
@@ -245,7 +228,7 @@ class TestDocuments:
         assert sent < 64 << 20
 
     def test_manifest_that_breaks_off(self) -> None:
-        async def handler(request: web.Request) -> web.StreamResponse:
+        async def handler(request: web.BaseRequest) -> web.StreamResponse:
             response = web.StreamResponse()
             response.content_length = 1000
             await response.prepare(request)
@@ -322,7 +305,7 @@ class TestBlobs:
 
     @pytest.mark.parametrize("content_range", [None, "bytes */100", "bytes 5-", "items 5-9/10", "bytes x-y/z"])
     def test_partial_answer_that_does_not_say_which_part(self, content_range: str | None) -> None:
-        async def handler(request: web.Request) -> web.Response:
+        async def handler(request: web.BaseRequest) -> web.Response:
             headers = {} if content_range is None else {"Content-Range": content_range}
             return web.Response(status=206, body=b"56789", headers=headers)
 
@@ -338,7 +321,7 @@ class TestBlobs:
         data = Layer([File("x", b"data")]).blob
         accepted: list[str] = []
 
-        async def handler(request: web.Request) -> web.Response:
+        async def handler(request: web.BaseRequest) -> web.Response:
             accepted.append(request.headers.get("Accept-Encoding", ""))
             return web.Response(body=data, headers={"Content-Encoding": "gzip"})
 
@@ -376,7 +359,7 @@ class TestBlobs:
         """Its message reaches the user in part: on one line, without control characters, and no book."""
         message = "no\nline\rbreaks\x1b[31m" + 5000 * "x"
 
-        async def handler(request: web.Request) -> web.Response:
+        async def handler(request: web.BaseRequest) -> web.Response:
             return web.json_response({"errors": [{"code": "DENIED", "message": message}]}, status=403)
 
         async def ask(host: str) -> object:
@@ -392,7 +375,7 @@ class TestBlobs:
     def test_error_document_that_is_none(self, body: bytes) -> None:
         """It changes nothing about the error that it came with."""
 
-        async def handler(request: web.Request) -> web.Response:
+        async def handler(request: web.BaseRequest) -> web.Response:
             return web.Response(status=404, body=body, content_type="application/json")
 
         async def ask(host: str) -> object:
@@ -447,7 +430,7 @@ class TestBearer:
         given: list[str] = []
         refused: list[str] = []
 
-        async def handler(request: web.Request) -> web.Response:
+        async def handler(request: web.BaseRequest) -> web.Response:
             if request.path == "/token":
                 given.append(f"token-{len(given)}")
                 return web.json_response({"access_token": given[-1]})
@@ -483,7 +466,7 @@ class TestBearer:
         ["Bearer", 'Bearer realm=""', 'Bearer realm="ftp://127.0.0.1/"', 'Bearer realm="/token"', "Bearer realm=x"],
     )
     def test_no_token_server(self, challenge: str) -> None:
-        async def handler(request: web.Request) -> web.Response:
+        async def handler(request: web.BaseRequest) -> web.Response:
             return web.Response(status=401, headers={"WWW-Authenticate": challenge})
 
         async def ask(host: str) -> object:
@@ -509,7 +492,7 @@ class TestBearer:
     def test_token_that_is_none(self, status: int, body: bytes) -> None:
         """The token server is to blame, and nothing of its making becomes a header."""
 
-        async def handler(request: web.Request) -> web.Response:
+        async def handler(request: web.BaseRequest) -> web.Response:
             if request.path == "/token":
                 return web.Response(status=status, body=body)
             realm = f'Bearer realm="http://{request.host}/token"'
@@ -525,7 +508,7 @@ class TestBearer:
     def test_two_headers(self) -> None:
         """A registry may send a WWW-Authenticate for each way that it knows; the first need not be ours."""
 
-        async def handler(request: web.Request) -> web.Response:
+        async def handler(request: web.BaseRequest) -> web.Response:
             if request.headers.get("Authorization") == BASIC:
                 return web.Response(body=MANIFEST)
             response = web.Response(status=401)
@@ -582,7 +565,7 @@ class TestCredentialsStayHome:
         """No password goes over the network without TLS, even if the registry asks for that."""
         arrived: list[str] = []
 
-        async def handler(request: web.Request) -> web.Response:
+        async def handler(request: web.BaseRequest) -> web.Response:
             arrived.append(request.path)
             # Not a loopback address, and yet this machine.
             realm = f'Bearer realm="http://{request.host.replace("127.0.0.1", "0.0.0.0")}/token"'
@@ -597,16 +580,16 @@ class TestCredentialsStayHome:
         assert "/token" not in arrived
 
     def test_token_server_that_redirects(self) -> None:
-        arrived: list[web.Request] = []
+        arrived: list[web.BaseRequest] = []
 
-        async def elsewhere(request: web.Request) -> web.Response:
+        async def elsewhere(request: web.BaseRequest) -> web.Response:
             arrived.append(request)
             return web.json_response({"token": "t"})
 
         async def main() -> None:
             async with serving(elsewhere, STORAGE_ADDRESS) as other:
 
-                async def handler(request: web.Request) -> web.Response:
+                async def handler(request: web.BaseRequest) -> web.Response:
                     if request.path == "/token":
                         assert request.headers["Authorization"] == BASIC
                         raise web.HTTPTemporaryRedirect(f"http://{other}/token")
@@ -624,7 +607,7 @@ class TestCredentialsStayHome:
     def test_no_password_in_errors(self, trouble: str) -> None:
         """Neither in an error nor in what caused it, plain or encoded."""
 
-        async def handler(request: web.Request) -> web.StreamResponse:
+        async def handler(request: web.BaseRequest) -> web.StreamResponse:
             if "Authorization" not in request.headers:
                 realm = f'Bearer realm="http://{request.host}/token"' if trouble == "token" else "Basic"
                 return web.Response(status=401, headers={"WWW-Authenticate": realm})

@@ -19,9 +19,9 @@ from pullpipe.registry.client import Network, RegistryClient
 from pullpipe.registry.hosts import Endpoint, origin
 from store import Digest
 from tests.cli.rig import digest_of, layout_of
-from tests.registry.test_http import serving
 from tests.support.hostile import Fault, FaultyRegistry
 from tests.support.images import File, Layer
+from tests.support.serving import serving
 
 DATA = os.urandom(3 << 20)
 BLOB = Descriptor(OCI_LAYER, Digest.of(DATA), len(DATA))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -17,24 +15,9 @@ from pullpipe.registry.http import Http
 from pullpipe.registry.proxies import Proxies
 from tests.conftest import require
 from tests.support.registry import Authority
+from tests.support.serving import serving
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 HEADERS = {"Authorization": "Bearer secret", "Range": "bytes=1-"}
-
-
-@asynccontextmanager
-async def serving(
-    handler: Handler, address: str = "127.0.0.1", *, tls: ssl.SSLContext | None = None, unix: str = ""
-) -> AsyncIterator[str]:
-    """A server that answers everything by `handler`; yields its `address:port`."""
-    runner = web.ServerRunner(web.Server(handler), shutdown_timeout=0.01)
-    await runner.setup()
-    try:
-        site = web.UnixSite(runner, unix) if unix else web.TCPSite(runner, address, 0, ssl_context=tls)
-        await site.start()
-        yield unix or f"{address}:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
 
 
 def endpoint(host: str, *, tls: Tls = Tls(), unix: str = "") -> Endpoint:  # noqa: B008 - it is immutable

@@ -18,6 +18,7 @@ from pullpipe.reference import Reference
 from pullpipe.registry.client import Network, RegistryClient
 from pullpipe.registry.hosts import origin
 from store import Digest
+from tests.support.serving import serving
 
 SIZE = 41_000_000
 DATA = random.Random(5).randbytes(SIZE)
@@ -36,7 +37,7 @@ class Server:
     at_once: int = 0
     most: int = 0
 
-    async def answer(self, request: web.Request) -> web.StreamResponse:
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", "") if self.ranges else "")
         start, end = (int(asked[1]), int(asked[2] or SIZE - 1) + 1) if asked else (0, SIZE)
         self.parts.append((start, end))
@@ -60,17 +61,10 @@ class Server:
     @asynccontextmanager
     async def client(self) -> AsyncIterator[RegistryClient]:
         """A client of this server."""
-        application = web.Application()
-        application.router.add_get("/{path:.*}", self.answer)
-        runner = web.AppRunner(application, shutdown_timeout=0.01)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            reference = Reference.parse(f"127.0.0.1:{runner.addresses[0][1]}/a/b:1")
+        async with serving(self.answer) as host:
+            reference = Reference.parse(f"{host}/a/b:1")
             async with RegistryClient(reference, [origin(reference, plain_http=True)], Network(retries=0)) as client:
                 yield client
-        finally:
-            await runner.cleanup()
 
     def pull(self, offset: int = 0) -> bytes:
         """The blob's bytes from there on, as a client of this server gets them."""
