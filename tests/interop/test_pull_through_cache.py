@@ -17,7 +17,7 @@ import pytest
 from tests.cli.rig import Log, fails, ok, started, until
 from tests.cli.store_checker import wrong
 from tests.conftest import Cli, require
-from tests.registry.test_faults import Pushed, pushed
+from tests.registry.faults.rig import Pushed, pushed
 from tests.support import faults
 from tests.support.faulty_proxy import Access, FaultProxy, Rule
 from tests.support.images import File, Layer
