@@ -12,7 +12,8 @@ from subprocess import CompletedProcess
 import pytest
 
 from tests.conftest import Cli, require
-from tests.support.faulty_proxy import Access, FaultProxy
+from tests.support.access import Access
+from tests.support.faulty_proxy import FaultProxy
 from tests.support.registry import Authority, Registry
 from tests.support.served import served
 

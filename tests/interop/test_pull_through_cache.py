@@ -19,7 +19,8 @@ from tests.cli.store_checker import wrong
 from tests.conftest import Cli, require
 from tests.registry.faults.rig import Pushed, pushed
 from tests.support import faults
-from tests.support.faulty_proxy import Access, FaultProxy, Rule
+from tests.support.access import Access
+from tests.support.faulty_proxy import FaultProxy, Rule
 from tests.support.images import File, Layer
 from tests.support.registry import Registry
 from tests.support.served import served

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from time import time
 
-from tests.support.faulty_proxy import Answer, Exchange, Fault, Framing, document, error
+from tests.support.answers import Answer, document, error
+from tests.support.faulty_proxy import Exchange, Fault, Framing
 
 PAGE = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body><h1>Welcome to the hotel</h1></body></html>\n"
 

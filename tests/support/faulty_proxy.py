@@ -8,52 +8,31 @@ may arrive there.
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import re
-import secrets
 import socket
 import ssl
 import struct
 import termios
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from fcntl import ioctl
 from time import monotonic
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, TypeVar
-from urllib.parse import parse_qs, urlsplit
 
+from tests.support.access import Access
+from tests.support.answers import Answer, error, parsed
 from tests.support.registry import Registry
 
 T = TypeVar("T")
 Place = Literal["registry", "storage"]
 Framing = Literal["length", "chunked", "close"]
 
-STORAGE_ADDRESS = "127.0.0.2"  # another host than the registry's 127.0.0.1, and still loopback
 ELSEWHERE = "/elsewhere"  # a path that begins so is the registry's without it: a place to redirect to
+STORAGE_ADDRESS = "127.0.0.2"  # another host than the registry's 127.0.0.1, and still loopback
 _PIECE = 64 << 10  # bytes
-
-
-class Answer(NamedTuple):
-    """An HTTP answer, whole. A header is there once."""
-
-    status: int
-    reason: str
-    headers: Mapping[str, str]
-    body: bytes = b""
-
-    def header(self, name: str) -> str:
-        """Its value, or an empty text."""
-        return next((value for key, value in self.headers.items() if key.lower() == name.lower()), "")
-
-    def but(self, headers: Mapping[str, str | None]) -> Answer:
-        """With these headers in place of what was there; None takes one away."""
-        names = {name.lower() for name in headers}
-        kept = {name: value for name, value in self.headers.items() if name.lower() not in names}
-        return self._replace(headers=kept | {name: value for name, value in headers.items() if value is not None})
 
 
 @dataclass(eq=False)
@@ -79,6 +58,11 @@ class Exchange:
         """Whether it is for the token server, which the proxy itself is."""
         return self.at == "registry" and self.proxy.access is not None and self.path.startswith("/token")
 
+    @property
+    def asked_path(self) -> str:
+        """The path at the registry itself."""
+        return self.path.removeprefix(ELSEWHERE)
+
     async def upstream(self, *, ranged: bool = True) -> Answer:
         """What the registry answers to it; with `ranged` false, to the same request without its Range."""
         if self.asks_for_token:
@@ -86,7 +70,7 @@ class Exchange:
             return self.proxy.access.token(self)
         wanted = ("accept", "range") if ranged else ("accept",)
         passed_on = {name: value for name, value in self.headers.items() if name in wanted}
-        return await self.proxy.ask(self.method, self.path.removeprefix(ELSEWHERE), passed_on)
+        return await self.proxy.ask(self.method, self.asked_path, passed_on)
 
     async def send(
         self,
@@ -186,53 +170,6 @@ class Rule:
         return True
 
 
-@dataclass
-class Access:
-    """The registry wants authentication: a token, or by the scheme "basic" the password itself.
-
-    `/token` gives tokens to `user` (name and password), or to anybody if there is none. Each is good for `uses`
-    requests; None is for ever.
-    """
-
-    user: tuple[str, str] | None = None
-    uses: int | None = None
-    scheme: Literal["bearer", "basic"] = "bearer"
-    tokens: dict[str, int] = field(default_factory=dict)  # that were given, and how often each was used
-
-    def admits(self, exchange: Exchange) -> bool:
-        """Whether the request has what it takes."""
-        if self.scheme == "basic":
-            return self._is_user(exchange)
-        token = exchange.headers.get("authorization", "").removeprefix("Bearer ")
-        if token not in self.tokens or self.tokens[token] == self.uses:
-            return False
-        self.tokens[token] += 1
-        return True
-
-    def refusal(self, exchange: Exchange) -> Answer:
-        """401, with a challenge that fits the request."""
-        challenge = 'Basic realm="faults"'
-        if self.scheme == "bearer":
-            challenge = f'Bearer realm="{exchange.proxy.url}/token",service="faults"'
-            if name := re.match("/v2/(.+)/(?:manifests|blobs)/", exchange.path.removeprefix(ELSEWHERE)):
-                challenge += f',scope="repository:{name[1]}:pull"'
-        return error(401, "Unauthorized", "UNAUTHORIZED").but({"WWW-Authenticate": challenge})
-
-    def token(self, exchange: Exchange) -> Answer:
-        """What `/token` says."""
-        if self.user and not self._is_user(exchange):
-            return error(401, "Unauthorized", "UNAUTHORIZED")
-        if not parse_qs(urlsplit(exchange.path).query).get("scope"):
-            return error(400, "Bad Request", "UNSUPPORTED")
-        token = secrets.token_urlsafe()
-        self.tokens[token] = 0
-        return document(200, "OK", {"token": token, "expires_in": 300})
-
-    def _is_user(self, exchange: Exchange) -> bool:
-        basic = base64.b64encode(":".join(self.user or ()).encode()).decode()
-        return exchange.headers.get("authorization") == f"Basic {basic}"
-
-
 class FaultProxy:
     """The proxy, in a thread of its own, alive within its `with` block.
 
@@ -322,7 +259,7 @@ class FaultProxy:
             writer.close()
         first, *fields = head.decode("latin-1").split("\r\n")
         _, status, reason = first.split(" ", 2)
-        answer = Answer(int(status), reason, _headers(fields), body)
+        answer = Answer(int(status), reason, parsed(fields), body)
         return answer.but({"Connection": None})
 
     def _listen(self, place: Place, address: str, port: int = 0) -> str:
@@ -365,7 +302,7 @@ class FaultProxy:
                 return  # TLS, to see whether we speak it
             request, *fields = (first + await reader.readuntil(b"\r\n\r\n")).decode("latin-1").rstrip().split("\r\n")
             method, path, _ = request.split(" ")
-            headers = {name.lower(): value for name, value in _headers(fields).items()}
+            headers = {name.lower(): value for name, value in parsed(fields).items()}
             exchange = Exchange(method, path, headers, place, monotonic(), reused, self, reader, writer)
             self.exchanges.append(exchange)
             await self._answer(exchange)
@@ -416,24 +353,6 @@ class FaultProxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-
-def document(status: int, reason: str, body: object) -> Answer:
-    """An answer in JSON."""
-    return Answer(status, reason, {"Content-Type": "application/json"}, json.dumps(body).encode())
-
-
-def error(status: int, reason: str, code: str) -> Answer:
-    """An error as the distribution-spec has it."""
-    return document(status, reason, {"errors": [{"code": code, "message": code.lower()}]})
-
-
-def _headers(lines: Iterable[str]) -> dict[str, str]:
-    """What comes in several lines of a name is one list (RFC 9110, 5.3)."""
-    found: dict[str, str] = {}
-    for name, _, value in (line.partition(":") for line in lines):
-        found[name] = f"{found[name]}, {value.strip()}" if name in found else value.strip()
-    return found
 
 
 def _unacknowledged(connection: socket.socket) -> int:

@@ -9,7 +9,8 @@ import pytest
 from tests.conftest import require
 from tests.registry.faults.rig import PASSWORD, SHORT, USER, Breaks, Outcome, Pull, Pushed
 from tests.support import faults
-from tests.support.faulty_proxy import ELSEWHERE, Access, Fault, FaultProxy, Rule
+from tests.support.access import Access
+from tests.support.faulty_proxy import ELSEWHERE, Fault, FaultProxy, Rule
 from tests.support.registry import Authority, Registry
 
 pytestmark = pytest.mark.needs_root

@@ -6,7 +6,8 @@ import pytest
 
 from tests.registry.faults.rig import BUSY, PASSING, PASSWORD, SHORT, USER, Breaks, Outcome, Pull, Pushed
 from tests.support import faults
-from tests.support.faulty_proxy import Access, FaultProxy, Rule
+from tests.support.access import Access
+from tests.support.faulty_proxy import FaultProxy, Rule
 from tests.support.registry import Registry
 
 pytestmark = pytest.mark.needs_root
