@@ -109,7 +109,7 @@ class TestSweeping:
         digest, answer = registry.push_manifest("a", "1", chart)
         assert answer.status == 201
         forget_leases(store)
-        collect(store)
+        local.collect(store)
         assert registry.ask(f"/v2/a/manifests/{digest}").json == chart
         assert is_there(registry, Digest.of(b"odd"))
 
