@@ -571,8 +571,9 @@ class TestFailures:
         self, cli: Cli, image: str, layout: Path, store_root: Path, tmp_path: Path, form: str
     ) -> None:
         """As with many a file system in user space: what fails leaves nothing, and what goes well is whole."""
-        if shutil.which("fuse-overlayfs") is None or not os.access("/dev/fuse", os.W_OK):
-            pytest.skip("no fuse-overlayfs here")
+        require("fuse-overlayfs")
+        if not os.access("/dev/fuse", os.W_OK):
+            pytest.skip("the kernel has no FUSE here")
         for name in ("lower", "upper", "work", "mount"):
             (tmp_path / name).mkdir()
         places = ",".join(f"{name}dir={tmp_path / name}" for name in ("lower", "upper", "work"))
