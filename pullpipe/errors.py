@@ -18,6 +18,7 @@
     │   └── UnmappableOwner    it has files of an owner that the user namespace does not have
     ├── WorkerDied             an unpack process ended without a result
     ├── NeedsRoot              what was asked for takes root's rights
+    ├── NoRoom                 the file system has less room than is known to be needed
     ├── KernelRefused          a system call failed that mounting or running needs
     ├── BadArgument            an argument that cannot be used: a directory that is not empty, a path that is none
     ├── DemoError              the demo image cannot be made on this host
@@ -115,6 +116,10 @@ class WorkerDied(PullpipeError):
 
 class NeedsRoot(PullpipeError):
     """What was asked for takes root's rights."""
+
+
+class NoRoom(PullpipeError):
+    """The file system has less room than is known to be needed."""
 
 
 class KernelRefused(PullpipeError):

@@ -11,6 +11,7 @@ import fcntl
 import itertools
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from store.digest import Digest
@@ -109,6 +110,13 @@ class Blobs:
             lock.release()
             if free:
                 yield Partial(digest, status.st_size, status.st_mtime)
+
+    def arrived(self, digest: Digest) -> int:
+        """Bytes of the blob that are here, whether it is whole or not."""
+        for path in (self.path(digest), os.path.join(self._ingest, f"{digest.algorithm}-{digest.hex}")):
+            with suppress(FileNotFoundError):
+                return os.stat(path).st_size
+        return 0
 
     def forget(self, digest: Digest) -> None:
         """Removes what has arrived of the blob, unless somebody goes on with it."""

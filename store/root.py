@@ -120,6 +120,11 @@ class Store:
         with locks.held(os.path.join(self.root, "use.lock")):
             yield
 
+    def free(self) -> int:
+        """Bytes that the file system still takes, as far as it knows; a quota may take fewer."""
+        found = os.statvfs(self.root)
+        return found.f_frsize * (found.f_bfree if os.geteuid() == 0 else found.f_bavail)
+
     def clean(self) -> None:
         """Removes what a crash or kill left half made; where there is nothing of the kind, it only looks."""
         clean(self.root)

@@ -744,10 +744,10 @@ class TestRoot:
 
 
 class TestFullDisk:
-    @pytest.mark.parametrize("what", ["blob", "files", "many"])
-    def test_full(self, cli: Cli, store_root: Path, small: str, large: str, what: str) -> None:
+    @pytest.mark.parametrize(("what", "size"), [("blob", "10m"), ("files", "4m"), ("many", "4m")])
+    def test_full(self, cli: Cli, store_root: Path, small: str, large: str, what: str, size: str) -> None:
         """The line says so; the store can be used, small images go in, and the large one too once there is space."""
-        with mounted(store_root, "-t", "tmpfs", "-o", "size=4m,nr_inodes=1000", "tmpfs"):
+        with mounted(store_root, "-t", "tmpfs", "-o", f"size={size},nr_inodes=1000", "tmpfs"):
             one_line(cli("pull", "-q", f"{large}:{what}"), 1, "no space left", "--root")
             assert os.listdir(store_root / "staging") == []
             assert json.loads(cli("images", "--format", "json").stdout) == []
@@ -756,6 +756,13 @@ class TestFullDisk:
             subprocess.run(["mount", "-o", "remount,size=64m,nr_inodes=10000", store_root], check=True)
             done = cli("pull", "-q", f"{large}:{what}")
             assert done.returncode == 0, done.stderr
+
+    def test_known_beforehand(self, cli: Cli, store_root: Path, small: str, large: str) -> None:
+        """Sizes stand in the manifest: nothing is fetched that cannot fit."""
+        with mounted(store_root, "-t", "tmpfs", "-o", "size=4m", "tmpfs"):
+            one_line(cli("pull", "-q", f"{large}:blob"), 1, "6.3 MB are to be fetched", "MB are free at", "--root")
+            assert os.listdir(store_root / "ingest") == []
+            assert cli("pull", "-q", small).returncode == 0
 
     def test_full_for_run(self, cli: Cli, store_root: Path, large: str) -> None:
         with mounted(store_root, "-t", "tmpfs", "-o", "size=4m", "tmpfs"):
@@ -766,7 +773,7 @@ class TestFullDisk:
         """On a disk that a pull has filled, `rmi` works: it is what the user would reach for."""
         with mounted(store_root, "-t", "tmpfs", "-o", "size=4m", "tmpfs"):
             assert cli("pull", "-q", small).returncode == 0
-            one_line(cli("pull", "-q", f"{large}:blob"), 1, "no space left")
+            one_line(cli("pull", "-q", f"{large}:files"), 1, "no space left")
             done = cli("rmi", small)
             assert (done.returncode, done.stdout) == (0, f"{small}\n"), done.stderr
 

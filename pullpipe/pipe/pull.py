@@ -21,6 +21,7 @@ from pullpipe import local
 from pullpipe.errors import (
     InvalidDocument,
     LayerError,
+    NoRoom,
     VerificationError,
     WrongBlob,
     first_cause,
@@ -36,7 +37,7 @@ from pullpipe.pipe.unpack import Channel, Worker, channel
 from pullpipe.pipe.whiteouts import set_trusted
 from pullpipe.pipe.worker import Job, Limits, Result
 from pullpipe.platforms import Platform
-from pullpipe.progress import Progress
+from pullpipe.progress import Progress, human_size
 from pullpipe.trace import Span, Times
 from pullpipe.transports import Source
 from store import Digest, ImageRecord, Ingest, LayerInfo, Staging, Store
@@ -94,9 +95,22 @@ async def pull(
             return Pulled(record, fetched=False)
         rest = Rest(source, store, options.jobs, progress, below)
         rest.plan(image, documents.found)
+        _check_room(store, image, below)
         await _Layers(source, store, worker, options, progress).provide(image, documents.found)
     await rest.provide()
     return Pulled(image.record, fetched=True)
+
+
+def _check_room(store: Store, image: local.LocalImage, others: Mapping[Digest, Descriptor]) -> None:
+    """Raises `NoRoom` when not even the blobs that are to come will fit; what they unpack to nobody knows yet."""
+    coming = {layer.digest: layer for layer, diff_id in image.layers if diff_id not in store.layers} | dict(others)
+    needed = sum(max(blob.size - store.blobs.arrived(blob.digest), 0) for blob in coming.values())
+    free = store.free()
+    if needed > free:
+        raise NoRoom(
+            f"{human_size(needed)} are to be fetched, and {human_size(free)} are free at {store.root}; "
+            "free some space (`pullpipe df` tells what takes it), or name another place with --root"
+        )
 
 
 class _Parents(NamedTuple):
