@@ -14,6 +14,7 @@ a killed process loses nothing, a power cut may.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from store.errors import StoreError
 
@@ -21,12 +22,14 @@ from store.errors import StoreError
 def write_file(path: str, data: bytes, *, durable: bool = True) -> None:
     """Replaces the file at `path` by one that holds `data`, mode 0600, in one step.
 
-    The temporary file lies in the same directory under a name that only this process uses, so the caller's lock
-    decides who wins, and a crash leaves at most `PATH.PID.tmp`. Raises `OSError`.
+    The caller has it to itself, by a lock. A crash leaves at most `PATH.tmp`, which the next one replaces. Raises
+    `OSError`.
     """
-    temporary = f"{path}.{os.getpid()}.tmp"
+    temporary = f"{path}.tmp"
+    with suppress(FileNotFoundError):
+        os.unlink(temporary)
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
             file.write(data)
             if durable:
                 file.flush()

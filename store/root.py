@@ -152,5 +152,4 @@ class Store:
 
 def _is_ours(name: str) -> bool:
     """Whether a creation that was interrupted, or that another process is at, may have made this."""
-    name = name.removesuffix(".tmp").rstrip("0123456789").removesuffix(".") if name.endswith(".tmp") else name
-    return name in {*_DIRECTORIES, *_FILES, "lost+found"} or name.endswith(".lock")
+    return name.removesuffix(".tmp") in {*_DIRECTORIES, *_FILES, "lost+found"} or name.endswith(".lock")

@@ -217,7 +217,7 @@ def test_many_at_once(store: Store, store_root: Path) -> None:
 
 @pytest.mark.parametrize("change", ["put(image_record('example.org/b:1', variant='v7'))", "remove('example.org/a:1')"])
 def test_killed_at_any_step(store: Store, store_root: Path, change: str) -> None:
-    """A reader sees the old records or the new ones, and the next change goes through."""
+    """A reader sees the old records or the new ones, and the next change goes through and leaves nothing else."""
     store.images.put(A)
     old, seen = Path(store_root, "index.json").read_bytes(), set()
     for _ in killed_at_every_step(f"store = Store(ROOT)\nstore.images.{change}", store_root):
@@ -227,6 +227,7 @@ def test_killed_at_any_step(store: Store, store_root: Path, change: str) -> None
             if record != A:
                 store.images.remove(record.reference)
         assert Path(store_root, "index.json").read_bytes() == old
+        assert list(store_root.glob("*.tmp")) == []
     new = tuple(store.images)
     assert seen <= {(A,), new}
     assert new == ((A, B) if change.startswith("put") else ())
