@@ -231,10 +231,14 @@ def remove_tree(path: str) -> None:
 def _remove_files(directory: int) -> list[str]:
     """Removes all but directories from an open directory, and returns the names of those."""
     left = []
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                left.append(entry.name)
-            else:
-                os.unlink(entry.name, dir_fd=directory)
+    anew = os.open(".", _DIRECTORY, dir_fd=directory)  # btrfs shows what was there when the directory was opened
+    try:
+        with os.scandir(anew) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    left.append(entry.name)
+                else:
+                    os.unlink(entry.name, dir_fd=directory)
+    finally:
+        os.close(anew)
     return left
