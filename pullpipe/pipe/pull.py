@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 from pullpipe import local
@@ -31,14 +31,14 @@ from pullpipe.pipe import settle
 from pullpipe.pipe.complete import Rest, free_ingest
 from pullpipe.pipe.documents import Documents
 from pullpipe.pipe.fetch import fetch
+from pullpipe.pipe.layer import Unpacker, info_of
 from pullpipe.pipe.proof import proven, with_second_try
 from pullpipe.pipe.resolve import resolve
-from pullpipe.pipe.unpack import Channel, Worker, channel
-from pullpipe.pipe.whiteouts import set_trusted
-from pullpipe.pipe.worker import Job, Limits, Result
+from pullpipe.pipe.unpack import Worker, channel
+from pullpipe.pipe.worker import Limits, Result
 from pullpipe.platforms import Platform
 from pullpipe.progress import Progress, human_size
-from pullpipe.trace import Span, Times
+from pullpipe.trace import Times
 from pullpipe.transports import Source
 from store import Digest, ImageRecord, Ingest, LayerInfo, Staging, Store
 from store.locks import Lock
@@ -113,20 +113,13 @@ def _check_room(store: Store, image: local.LocalImage, others: Mapping[Digest, D
         )
 
 
-class _Parents(NamedTuple):
-    """The trees below a layer that cannot be unpacked without them, and where to mount them; see `Job`."""
-
-    below: tuple[str, ...] = ()
-    mount_point: str = ""
-
-
 class _Layers:
     """The layers of one pull on their way into the store."""
 
     def __init__(self, source: Source, store: Store, worker: Worker, options: Options, progress: Progress) -> None:
         self._source = source
         self._store = store
-        self._worker = worker
+        self._unpacker = Unpacker(worker, options.limits, progress)
         self._options = options
         self._progress = progress
         self._slots = asyncio.Semaphore(options.jobs)
@@ -201,28 +194,26 @@ class _Layers:
         self, image: local.LocalImage, wanted: Mapping[Digest, Descriptor], owned: ExitStack
     ) -> list[Staging[Any]]:
         """All layers are there: what they come to together, staged, the stack last."""
-        stack = self._store.stacks.stage_alone(image.chain_id)
-        owned.callback(stack.discard)
+        made: list[Staging[Any]] = []
 
-        async def make_variant(layer: settle.Layer, below: Sequence[str]) -> tuple[Staging[LayerInfo], LayerInfo]:
+        async def variant(layer: settle.Layer, below: Sequence[str]) -> tuple[str, LayerInfo]:
+            if layer.chain_id in self._store.variants:
+                return self._store.variants.files(layer.chain_id), self._store.variants.info(layer.chain_id)
             staging = self._store.variants.stage_alone(layer.chain_id)
             owned.callback(staging.discard)
-            mount_point = os.path.join(staging.path, "below")
-            os.mkdir(mount_point)
             descriptor = wanted[layer.diff_id]
             blob = await self._blob(descriptor, owned)
-            parents = _Parents(tuple(below) or (mount_point,), mount_point)
-            try:
-                result = await self._unpack_and_prove(blob, layer.diff_id, descriptor, staging, parents)
-            finally:
-                os.rmdir(mount_point)
-            set_trusted(staging.files, settle.trusted_below(below, result.brought_up))
-            info = _info(layer.diff_id, result)
+            with self._removing_damage(descriptor):
+                info = await self._unpacker.unpack_variant(blob, layer, descriptor, staging, below)
             staging.describe(info)
-            return staging, info
+            made.append(staging)
+            return staging.files, info
 
+        stack = self._store.stacks.stage_alone(image.chain_id)
+        owned.callback(stack.discard)
         layers = settle.plan(self._store, image.config.diff_ids, self._staged)
-        return [*await settle.settle(self._store, layers, stack, make_variant), stack]
+        stack.describe(await settle.settle(self._store, layers, stack.files, variant))
+        return [*made, stack]
 
     async def _make(self, layers: Mapping[Digest, Descriptor], owned: ExitStack) -> None:
         """Fetches and unpacks these layers, whose locks we hold; the largest first, for they take longest."""
@@ -244,7 +235,7 @@ class _Layers:
             staging, result = await with_second_try(
                 self._source, layer.digest, self._progress.note, lambda: self._stage(diff_id, layer, owned)
             )
-            info = _info(diff_id, result)
+            info = info_of(diff_id, result)
             staging.describe(info)
             self._staged[diff_id] = staging, info
             self._progress.finished(layer)
@@ -259,7 +250,8 @@ class _Layers:
             ingest = await free_ingest(self._store, layer, self._progress)
             if ingest is None:
                 blob = await self._blob(layer, owned)
-                return staging, await self._unpack_and_prove(blob, diff_id, layer, staging)
+                with self._removing_damage(layer):
+                    return staging, await self._unpacker.unpack(blob, diff_id, layer, staging)
             return staging, await self._fetch_and_unpack(diff_id, layer, staging, owned.enter_context(ingest))
         except WrongBlob:
             staging.discard()
@@ -283,20 +275,11 @@ class _Layers:
         self._progress.worked(layer, times.spans)
         return ingest.fileno()
 
-    async def _unpack_and_prove(
-        self,
-        blob: int,
-        diff_id: Digest,
-        layer: Descriptor,
-        staging: Staging[LayerInfo],
-        parents: _Parents | None = None,
-    ) -> Result:
-        """A whole blob; one of the store's is removed if it turns out to be damaged."""
-        async with channel() as words:
-            await words.available(layer.size)
-            outcome = await self._unpack(blob, diff_id, layer, staging, words, parents or _Parents())
+    @contextmanager
+    def _removing_damage(self, layer: Descriptor) -> Iterator[None]:
+        """The block unpacks the store's blob, which is removed if it turns out to be damaged."""
         try:
-            return await proven(outcome, blob, diff_id, layer)
+            yield
         except WrongBlob as error:
             self._store.blobs.remove(layer.digest)
             raise WrongBlob(
@@ -315,7 +298,7 @@ class _Layers:
                     self._progress.fetched(layer, count)
                     await words.available(count)
 
-                unpacking = group.create_task(self._unpack(ingest.fileno(), diff_id, layer, staging, words, _Parents()))
+                unpacking = group.create_task(self._unpacker.follow(ingest.fileno(), diff_id, layer, staging, words))
                 group.create_task(fetch(self._source, layer, ingest, available, times))
             self._progress.worked(layer, times.spans)
             result = await proven(unpacking.result(), ingest.fileno(), diff_id, layer)
@@ -333,51 +316,8 @@ class _Layers:
             ingest.discard()  # its name; its bytes stay until it is closed
         return result
 
-    async def _unpack(
-        self,
-        blob: int,
-        diff_id: Digest,
-        layer: Descriptor,
-        staging: Staging[LayerInfo],
-        words: Channel,
-        parents: _Parents,
-    ) -> Result | LayerError:
-        """A `LayerError` is not yet the last word: first the rest has to arrive, and prove to be the right bytes."""
-        job = Job(
-            "overlay",
-            layer.size,
-            layer.digest.algorithm,
-            diff_id.algorithm,
-            *parents,
-            limits=self._options.limits,
-            detailed=self._progress.trace is not None,
-        )
-        try:
-            result = await self._worker.unpack(
-                job, blob, staging.files, words, lambda count: self._progress.unpacked(layer, count)
-            )
-            self._progress.worked(layer, [Span(*span) for span in result.spans])
-            return result._replace(warnings=result.warnings + set_trusted(staging.files, result.trusted_attributes()))
-        except LayerError as error:
-            return error
-
 
 async def _wait_for(lock: Lock) -> None:
     # flock has no event to wait for; blocking a thread on it could not be cancelled.
     while not lock.try_acquire():  # noqa: ASYNC110
         await asyncio.sleep(_POLL)
-
-
-def _info(diff_id: Digest, result: Result) -> LayerInfo:
-    return LayerInfo(
-        diff_id=diff_id,
-        size=result.size,
-        entries=result.entries,
-        whiteouts=result.whiteouts,
-        opaque_root=result.opaque_root,
-        implied=tuple(result.implied),
-        presumed=tuple(result.presumed),
-        emptied=tuple(result.emptied),
-        hiding=tuple(result.hiding),
-        unresolved=tuple(result.unresolved),
-    )

@@ -43,30 +43,21 @@ class Layer(NamedTuple):
     is_variant: bool = False
 
 
-# Unpacks a layer on top of directories (the topmost first) and returns its tree and what it turned out to be.
-MakeVariant = Callable[[Layer, Sequence[str]], Awaitable[tuple[Staging[LayerInfo], LayerInfo]]]
+# A layer unpacked on top of directories (the topmost first): its tree, and what it turned out to be.
+Variant = Callable[[Layer, Sequence[str]], Awaitable[tuple[str, LayerInfo]]]
 
 
-async def settle(
-    store: Store, layers: Sequence[Layer], staging: Staging[StackInfo], make_variant: MakeVariant
-) -> list[Staging[LayerInfo]]:
-    """Settles the layers, the lowest first, into `staging`; returns the variants that had to be made.
+async def settle(store: Store, layers: Sequence[Layer], directory: str, variant: Variant) -> StackInfo:
+    """Settles the layers, the lowest first; `directory` becomes the stack's own tree.
 
-    Raises `LayerError` for a hard link whose target is in no layer, and what `make_variant` raises.
+    Raises `LayerError` for a hard link whose target is in no layer, and what `variant` raises.
     """
-    made: list[Staging[LayerInfo]] = []
     stack: list[Layer] = []  # the topmost first
     root: str | None = None  # the topmost tree whose root an entry describes; an opaque one keeps what it was
     for layer in layers:
         settled = layer
         if _needs_parents(layer, [below.files for below in stack]):
-            if layer.chain_id in store.variants:
-                files = store.variants.files(layer.chain_id)
-                info = store.variants.info(layer.chain_id)
-            else:
-                variant, info = await make_variant(layer, [below.files for below in stack])
-                made.append(variant)
-                files = variant.files
+            files, info = await variant(layer, [below.files for below in stack])
             published = os.path.relpath(store.variants.files(layer.chain_id), store.root)
             settled = layer._replace(files=files, published=published, info=info, is_variant=True)
         if "" not in settled.info.implied:
@@ -74,23 +65,20 @@ async def settle(
         if settled.info.opaque_root:
             stack.clear()
         stack = [settled, *(below for below in stack if below.files != settled.files)]
-    _write_directories(stack, staging.files)
+    _write_directories(stack, directory)
     if root is not None:
-        _copy_attributes(root, staging.files)
+        _copy_attributes(root, directory)
     else:
-        os.utime(staging.files, (0, 0))
+        os.utime(directory, (0, 0))
     stack = [layer for layer in stack if layer.info.entries]
     lower = [layer.published for layer in stack]
-    if os.listdir(staging.files):
+    if os.listdir(directory):
         lower.insert(0, os.path.relpath(store.stacks.files(layers[-1].chain_id), store.root))
-    staging.describe(
-        StackInfo(
-            lower=tuple(lower),
-            layers=tuple(layer.diff_id for layer in stack if not layer.is_variant),
-            variants=tuple(layer.chain_id for layer in stack if layer.is_variant),
-        )
+    return StackInfo(
+        lower=tuple(lower),
+        layers=tuple(layer.diff_id for layer in stack if not layer.is_variant),
+        variants=tuple(layer.chain_id for layer in stack if layer.is_variant),
     )
-    return made
 
 
 def plan(
