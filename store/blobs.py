@@ -76,7 +76,7 @@ class Blobs:
         except FileNotFoundError as error:
             raise NotInStore(f"blob {digest} is not in the store; pull the image again") from error
         if verify and not digest.matches(data):
-            raise Corrupt(f"blob {digest} is damaged in the store; remove the image and pull it again")
+            raise Corrupt(f"blob {digest} is damaged in the store; `pullpipe repair` fetches it again")
         return data
 
     def remove(self, digest: Digest) -> int:

@@ -64,14 +64,24 @@ class Containers:
         self._durable = durable
 
     def __iter__(self) -> Iterator[Container]:
-        """Oldest first."""
-        found = []
-        for container_id in os.listdir(self._directory):
+        """Oldest first. Raises `Corrupt` when a record is damaged."""
+        found, damaged = self.salvaged()
+        for error in damaged.values():
+            raise error
+        return iter(found)
+
+    def salvaged(self) -> tuple[list[Container], dict[str, Corrupt]]:
+        """Those whose record can be read, oldest first; and the ids of the others."""
+        found: list[Container] = []
+        damaged: dict[str, Corrupt] = {}
+        for container_id in sorted(os.listdir(self._directory)):
             try:
                 found.append(self._read(container_id))
             except NotInStore:
                 continue  # being made or removed at this moment, or left half made by a crash: no container
-        return iter(sorted(found, key=lambda container: container.created))
+            except Corrupt as error:
+                damaged[container_id] = error
+        return sorted(found, key=lambda container: container.created), damaged
 
     def _read(self, container_id: str) -> Container:
         path = os.path.join(self._directory, container_id, "config.json")

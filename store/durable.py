@@ -4,8 +4,8 @@ Guaranteed with `durable=True`, on file systems that honour fsync:
 
 * `write_file`: after it returns, the new content is on disk; after a crash at any moment the file holds the old
   content or the new one, whole.
-* `sync_tree` then `rename` then `sync_directory`: a name that is visible after a crash names content that was complete
-  on disk before the name existed.
+* `sync_tree`, then `rename` or `exchange`, then `sync_directory`: a name that is visible after a crash names content
+  that was complete on disk before the name existed.
 
 With `durable=False` the order in which a running system sees things is the same, and only the flushes are left out:
 a killed process loses nothing, a power cut may.
@@ -17,6 +17,9 @@ import os
 from contextlib import suppress
 
 from store.errors import StoreError
+
+_AT_FDCWD = -100  # <fcntl.h>
+_RENAME_EXCHANGE = 2  # <linux/fs.h>
 
 
 def write_file(path: str, data: bytes, *, durable: bool = True) -> None:
@@ -50,6 +53,16 @@ def sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def exchange(one: str, other: str) -> None:
+    """Exchanges what stands at the two names, in one step. Raises `OSError`."""
+    import ctypes  # Python has no renameat2; every file system that overlayfs can write to has this
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), other)
 
 
 def sync_tree(path: str) -> None:

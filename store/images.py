@@ -67,6 +67,15 @@ class Entry(NamedTuple):
     repository: str  # that it was pushed to, without a tag; empty for all others
     record: ImageRecord | None  # of a pull
 
+    @classmethod
+    def _of(cls, fields: dict[str, Any]) -> Entry:
+        return cls(
+            Digest.parse(fields["digest"]),
+            _reference(fields),
+            _repository(fields),
+            ImageRecord._from_descriptor(fields) if _is_record(fields) else None,
+        )
+
 
 class Images:
     """The image records of the store at `root`, which may be any OCI image layout if it is only read."""
@@ -81,15 +90,22 @@ class Images:
 
     def entries(self) -> list[Entry]:
         """All there is: of pulls, of pushes, of other programs."""
-        return [
-            Entry(
-                Digest.parse(entry["digest"]),
-                _reference(entry),
-                _repository(entry),
-                ImageRecord._from_descriptor(entry) if _is_record(entry) else None,
-            )
-            for entry in self._read()["manifests"]
-        ]
+        return [Entry._of(entry) for entry in self._read()["manifests"]]
+
+    def salvaged(self) -> tuple[list[Entry], bool]:
+        """The entries that can be read, of a damaged document too; and whether it is one."""
+        try:
+            return self.entries(), False
+        except Corrupt:
+            return [Entry._of(entry) for entry in self._salvage()], True
+
+    def mend(self) -> None:
+        """Writes a damaged document anew, with those entries that can be read."""
+        with locks.held(self._lock):
+            try:
+                self._read()
+            except Corrupt:
+                self._write(json.loads(EMPTY_INDEX), self._salvage())
 
     def foreign(self) -> list[Digest]:
         """The digests of all entries but those of pulls: other programs' and pushes'. Not ours to break."""
@@ -163,13 +179,30 @@ class Images:
             with open(self._path, "rb") as file:
                 index: dict[str, Any] = json.load(file)
             for entry in index["manifests"]:
-                Digest.parse(entry["digest"])
-                if _is_record(entry):
-                    ImageRecord._from_descriptor(entry)
+                Entry._of(entry)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise Corrupt(f"{self._path} is damaged ({error}); restore it, or remove it and pull again") from error
+            raise Corrupt(
+                f"{self._path} is damaged ({error}); restore it, or keep what can be read by `pullpipe repair --remove`"
+            ) from error
         else:
             return index
+
+    def _salvage(self) -> list[dict[str, Any]]:
+        """Whatever stands in the damaged text and is an entry."""
+        with open(self._path, encoding="utf-8", errors="replace") as file:
+            text = file.read()
+        decoder = json.JSONDecoder()
+        found = []
+        at = text.find("{")
+        while at >= 0:
+            try:
+                entry, end = decoder.raw_decode(text, at)
+                Entry._of(entry)
+                found.append(entry)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                end = at + 1  # an entry may stand within
+            at = text.find("{", end)
+        return found
 
     def _write(self, index: dict[str, Any], entries: list[dict[str, Any]]) -> None:
         """Sorted, so that the text does not depend on the order of the pulls."""

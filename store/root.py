@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +21,7 @@ from store.trees import Staging, Trees, clean
 
 FORMAT = 1
 _MADE = {"trusted": "outside of user namespaces", "user": "in a user namespace"}
+_LAYOUT = b'{"imageLayoutVersion": "1.0.0"}'
 _FILES = ("oci-layout", "index.json", "version")
 _DIRECTORIES = (
     "blobs",
@@ -103,7 +106,7 @@ class Store:
             for name in _DIRECTORIES:
                 os.makedirs(os.path.join(self.root, name), mode=0o700, exist_ok=True)
             version = f"{FORMAT}\n" if self._attributes == "trusted" else f"{FORMAT} {self._attributes}\n"
-            contents = (b'{"imageLayoutVersion": "1.0.0"}', EMPTY_INDEX, version.encode())
+            contents = (_LAYOUT, EMPTY_INDEX, version.encode())
             for name, data in zip(_FILES, contents, strict=True):
                 if not os.path.exists(os.path.join(self.root, name)):
                     durable.write_file(os.path.join(self.root, name), data, durable=self._durable)
@@ -125,6 +128,40 @@ class Store:
         found = os.statvfs(self.root)
         return found.f_frsize * (found.f_bfree if os.geteuid() == 0 else found.f_bavail)
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong with the store's own files and directories: (path below the root, what)."""
+        for name in (".", *_DIRECTORIES):
+            try:
+                status = os.lstat(os.path.join(self.root, name))
+            except FileNotFoundError:
+                if name != "leases":  # which older programs did not make
+                    yield name, "it is not there"
+                continue
+            if stat.S_IMODE(status.st_mode) != 0o700:
+                yield name, f"its mode is {stat.S_IMODE(status.st_mode):04o} instead of 0700"
+        try:
+            with open(os.path.join(self.root, "oci-layout"), "rb") as file:
+                if json.load(file)["imageLayoutVersion"] != "1.0.0":
+                    yield "oci-layout", "it is of another version"
+        except FileNotFoundError:
+            yield "oci-layout", "it is not there"
+        except (ValueError, KeyError, TypeError, RecursionError):
+            yield "oci-layout", "it is damaged"
+
+    def mend(self) -> None:
+        """Has the store's own files and directories as they should be, but for the records. Raises `OSError`."""
+        for name, _ in self.problems():
+            if name == "oci-layout":
+                durable.write_file(os.path.join(self.root, name), _LAYOUT, durable=self._durable)
+        for name in (".", *_DIRECTORIES):
+            os.makedirs(os.path.join(self.root, name), exist_ok=True)
+            os.chmod(os.path.join(self.root, name), 0o700)
+
+    def flush(self) -> None:
+        """Has all that was written on disk; for whoever is about to `publish` while others have to wait."""
+        if self._durable:
+            durable.sync_tree(self.root)
+
     def clean(self) -> None:
         """Removes what a crash or kill left half made; where there is nothing of the kind, it only looks."""
         clean(self.root)
@@ -139,8 +176,7 @@ class Store:
         """
         if not blobs and not trees:
             return
-        if self._durable:
-            durable.sync_tree(self.root)
+        self.flush()
         arrived: list[Ingest | Staging[Any]] = [*blobs, *trees]
         for item in arrived:
             item.commit()

@@ -3,7 +3,8 @@
     <kind>/<algorithm>/<hex>/fs/             the tree
     <kind>/<algorithm>/<hex>/layer.json …    what was recorded when it was made
 
-A tree is written under `staging/` and published by one rename, so one that is visible is whole, and never changes.
+A tree is written under `staging/` and published by one rename, so one that is visible is whole, and never changes. One
+that the disk has damaged is replaced as a whole, by one exchange.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Generic, Protocol, TypeVar
 
 from store import durable
+from store.compare import UNREADABLE, differences
 from store.digest import Digest
 from store.errors import Corrupt, InvalidDigest, NotInStore
-from store.locks import Lock
+from store.locks import Lock, is_at
 
 
 class Info(Protocol):
@@ -72,7 +75,42 @@ class Trees(Generic[_I]):
         except FileNotFoundError as error:
             raise NotInStore(f"{path} is not in the store; pull the image again") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise Corrupt(f"{path} is damaged; remove the image and pull it again") from error
+            raise Corrupt(f"{path} is damaged; `pullpipe repair` makes it anew") from error
+
+    def problem(self, digest: Digest) -> str:
+        """What is wrong with the tree as far as its outside tells; empty when that is nothing."""
+        if digest not in self:
+            return "it is not there"
+        if os.path.islink(self.files(digest)) or not os.path.isdir(self.files(digest)):
+            return "its directory fs is not there"
+        try:
+            self.info(digest)
+        except NotInStore:
+            return f"its {self._document} is not there"
+        except Corrupt:
+            return f"its {self._document} is damaged"
+        return ""
+
+    def difference(self, digest: Digest, made: str, info: _I) -> str:
+        """How the tree differs from the one at `made`, or its record from `info`; empty when not at all.
+
+        A tree that is removed meanwhile is nobody's any more, and does not differ. Raises `OSError`.
+        """
+        with pinned([self.files(digest)]) as in_place:
+            try:
+                if self.info(digest) != info:
+                    return f"its {self._document} differs" if in_place() else ""
+                lines = differences(self.files(digest), made)
+                first, more = next(lines, ""), sum(1 for _ in lines)
+            except (FileNotFoundError, NotInStore):
+                if in_place():
+                    raise
+                return ""
+            except OSError as error:
+                if error.errno not in UNREADABLE:
+                    raise
+                return f"it cannot be read: {error.strerror}"
+            return (f"{first} (and {more} more)" if more else first) if in_place() else ""
 
     def lock(self, digest: Digest) -> Lock:
         """The lock of whoever makes this tree, so that it is made once. Release it with `remove=True`."""
@@ -90,13 +128,16 @@ class Trees(Generic[_I]):
         remove_tree(path)
         return Staging(path, self._path(digest), self._document, None)
 
-    def stage_alone(self, digest: Digest) -> Staging[_I]:
-        """The same without the tree's lock: whoever else makes it does so elsewhere, and the first to publish wins."""
+    def stage_alone(self, digest: Digest, *, replace: bool = False) -> Staging[_I]:
+        """The same without the tree's lock: whoever else makes it does so elsewhere, and the first to publish wins.
+
+        With `replace` it takes the place of the tree that is there, which must be nobody's at that moment.
+        """
         path = f"{self._staged(digest)}.{os.getpid()}.{next(_numbers)}"
         lock = Lock(path + ".lock")
         lock.acquire()
         remove_tree(path)
-        return Staging(path, self._path(digest), self._document, lock)
+        return Staging(path, self._path(digest), self._document, lock, replace=replace)
 
     def take_away(self, digest: Digest) -> Doomed:
         """Takes the tree out of sight in one step. The caller holds `use.lock`, and removes the files without it."""
@@ -123,12 +164,13 @@ class Doomed:
 class Staging(Generic[_I]):
     """A tree in the making."""
 
-    def __init__(self, path: str, final: str, document: str, lock: Lock | None) -> None:
+    def __init__(self, path: str, final: str, document: str, lock: Lock | None, *, replace: bool = False) -> None:
         self.path = path
         self.files = os.path.join(path, "fs")
         self._final = final
         self._document = document
         self._lock = lock
+        self._replace = replace
         os.mkdir(path, 0o700)
         os.mkdir(self.files)
         os.chmod(self.files, 0o755)  # whatever the umask is: it is, or stands for, the root of an image
@@ -146,6 +188,9 @@ class Staging(Generic[_I]):
     def commit(self) -> None:
         """Gives the tree its name, unless somebody did so meanwhile. The caller has flushed it if that is due."""
         os.makedirs(self.parent, mode=0o700, exist_ok=True)
+        if self._replace and os.path.lexists(self._final):
+            durable.exchange(self.path, self._final)
+            return
         try:
             os.rename(self.path, self._final)
         except OSError as error:
@@ -153,7 +198,7 @@ class Staging(Generic[_I]):
                 raise
 
     def discard(self) -> None:
-        """Removes the tree in the making, if it has not been published."""
+        """Removes the tree in the making, if it has not been published, or else what it has replaced."""
         remove_tree(self.path)
         if self._lock is not None:
             self._lock.release(remove=True)
@@ -169,6 +214,20 @@ def clean(root: str) -> None:
             if not name.endswith(".lock"):
                 remove_tree(path)
             lock.release(remove=True)
+
+
+@contextmanager
+def pinned(directories: Sequence[str]) -> Iterator[Callable[[], bool]]:
+    """Tells, of trees that are being read without a lock, whether none has been removed or replaced since the start."""
+    open_ones: dict[str, int] = {}
+    try:
+        for path in directories:
+            with suppress(FileNotFoundError):
+                open_ones[path] = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        yield lambda: all(path in open_ones and is_at(open_ones[path], path) for path in directories)
+    finally:
+        for fd in open_ones.values():
+            os.close(fd)
 
 
 def disk_usage(path: str) -> int:
@@ -204,7 +263,7 @@ def leftovers(root: str) -> list[str]:
 
 
 def remove_tree(path: str) -> None:
-    """Removes the directory at `path` with all that is in it, following no symlink; nothing there is fine.
+    """Removes what is at `path`, a directory with all that is in it, following no symlink; nothing there is fine.
 
     However deep it is: a container may nest directories deeper than a path can name or a program recurse. So a
     directory's subdirectories are moved up to the top before it goes.
@@ -212,6 +271,9 @@ def remove_tree(path: str) -> None:
     try:
         top = os.open(path, _DIRECTORY)
     except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        os.unlink(path)
         return
     try:
         while names := _remove_files(top):

@@ -164,15 +164,18 @@ def test_remove_takes_a_tree_as_deep_as_any(store: Store) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"id": 1, "manifest": "x", "layers": []}'])
 def test_damaged(store: Store, content: bytes) -> None:
     """The error names the file and what to do; what it needs cannot be known, so nothing goes on."""
-    container = create(store)
+    other, container = create(store), create(store)
     path = Path(store.containers.path(container), "config.json")
     path.write_bytes(content)
     with pytest.raises(Corrupt, match=f"damaged.*rm {container.id}"):
         list(store.containers)
+    readable, damaged = store.containers.salvaged()
+    assert (readable, list(damaged)) == ([other], [container.id])
     for nothing in ("", "..", "../images", container.id[:-1], f"{container.id}/upper"):
         assert not store.containers.discard(nothing)
     assert store.containers.discard(container.id)
-    assert list(store.containers) == []
+    assert list(store.containers) == [other]
+    assert store.containers.salvaged() == ([other], {})
 
 
 def test_creation_killed_at_any_step(store: Store, store_root: Path) -> None:

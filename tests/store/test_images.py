@@ -207,6 +207,48 @@ def test_damaged(store: Store, content: bytes) -> None:
     assert path.read_bytes() == content
 
 
+def test_what_can_be_read_of_a_damaged_one_is_kept(store: Store) -> None:
+    """Cut anywhere, it still has the entries that end before; and mended, it is a document with those."""
+    for record in (A, B):
+        store.images.put(record)
+    add_foreign(store, foreign())
+    assert store.images.salvaged() == (store.images.entries(), False)
+    everything, path = store.images.entries(), Path(store.root, "index.json")
+    text = path.read_text()
+    counts = []
+    for end in [*range(0, len(text), 7), len(text) - 1]:
+        path.write_text(text[:end])
+        entries, damaged = store.images.salvaged()
+        assert damaged
+        assert entries == everything[: len(entries)]
+        counts.append(len(entries))
+        store.images.mend()
+        mended, damaged = store.images.salvaged()
+        assert not damaged
+        assert sorted(mended, key=str) == sorted(entries, key=str)
+    assert counts == sorted(counts)
+    assert set(counts) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("flaw", ["{", "x", '"', ":", "}", "\x00", "\udcff"])
+def test_an_entry_that_cannot_be_read_takes_no_other_with_it(store: Store, flaw: str) -> None:
+    for record in (A, B):
+        store.images.put(record)
+    path = Path(store.root, "index.json")
+    text = path.read_text().replace("sha256:", f"sha{flaw}256:", 1)
+    path.write_text(text, errors="surrogateescape")
+    entries, damaged = store.images.salvaged()
+    assert damaged
+    assert [entry.record for entry in entries] == [B]
+
+
+def test_mending_what_is_not_damaged_changes_nothing(store: Store) -> None:
+    store.images.put(A)
+    before = Path(store.root, "index.json").stat()
+    store.images.mend()
+    assert Path(store.root, "index.json").stat() == before
+
+
 def test_many_at_once(store: Store, store_root: Path) -> None:
     """Processes that record images at the same moment lose none of each other's."""
     program = 'for n in range(10):\n    store.images.put(image_record(f"example.org/{number}:{n}"))'

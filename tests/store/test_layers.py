@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from store import Corrupt, Digest, NotInStore, StackInfo, Store
-from store.trees import clean
+from store.trees import clean, pinned
 from tests.store.rig import another_process, everything, killed_at_every_step, layer_info, put_layer
 
 DIFF_ID = Digest.of(b"name")
@@ -121,6 +122,14 @@ class TestClean:
             Path(store.layers.stage(DIFF_ID).files, "file").touch()
         assert staged(store) == []
 
+    def test_whatever_it_is(self, store: Store, tmp_path: Path) -> None:
+        """Somebody has put something there that is no tree."""
+        Path(store.root, "staging", "file").touch()
+        Path(store.root, "staging", "link").symlink_to(tmp_path)
+        clean(store.root)
+        assert staged(store) == []
+        assert tmp_path.is_dir()
+
     def test_follows_no_link(self, store: Store, tmp_path: Path) -> None:
         """A tree that nobody finished may hold links to anywhere."""
         (tmp_path / "victim").mkdir()
@@ -176,6 +185,119 @@ with store.exclusive():
             assert staged(store) == []
         assert outcomes == {True, False}
         assert DIFF_ID not in store.layers
+
+
+class TestReplace:
+    """A tree that is not what it should be any more."""
+
+    def test_the_new_one_is_there_and_the_old_one_goes(self, store: Store) -> None:
+        """Whoever stands in the old one keeps it until then."""
+        diff_id = put_layer(store, "name")
+        inside = os.open(store.layers.files(diff_id), os.O_RDONLY)
+        staging = store.layers.stage_alone(diff_id, replace=True)
+        Path(staging.files, "new").touch()
+        staging.describe(layer_info(diff_id))
+        store.publish([], [staging])
+        assert os.listdir(store.layers.files(diff_id)) == ["new"]
+        assert os.listdir(inside) == ["name"]
+        staging.discard()
+        assert os.listdir(store.layers.files(diff_id)) == ["new"]
+        assert os.listdir(inside) == []
+        assert staged(store) == []
+        os.close(inside)
+
+    def test_where_nothing_is(self, store: Store) -> None:
+        """Or no directory."""
+        for _ in range(2):
+            staging = store.layers.stage_alone(DIFF_ID, replace=True)
+            staging.describe(layer_info(DIFF_ID))
+            store.publish([], [staging])
+            staging.discard()
+            assert (store.layers.info(DIFF_ID), staged(store)) == (layer_info(DIFF_ID), [])
+            store.layers.take_away(DIFF_ID).remove()
+            Path(store.layers.files(DIFF_ID)).parent.write_text("no tree")
+
+    def test_not_published(self, store: Store) -> None:
+        diff_id = put_layer(store, "name")
+        staging = store.layers.stage_alone(diff_id, replace=True)
+        staging.discard()
+        assert os.listdir(store.layers.files(diff_id)) == ["name"]
+        assert staged(store) == []
+
+    def test_killed_at_any_step(self, store: Store, store_root: Path) -> None:
+        """One of the two is there at any time."""
+        program = """
+store = Store(ROOT)
+staging = store.layers.stage_alone(Digest.of(b"name"), replace=True)
+os.mkdir(os.path.join(staging.files, "new"))
+staging.describe(layer_info(Digest.of(b"name")))
+store.publish([], [staging])
+staging.discard()
+"""
+        put_layer(store, "name")
+        outcomes = set()
+        for _ in killed_at_every_step(program, store_root):
+            [name] = os.listdir(store.layers.files(DIFF_ID))
+            outcomes.add(name)
+            assert store.layers.info(DIFF_ID) == layer_info(DIFF_ID)
+            clean(store.root)
+            assert staged(store) == []
+            if name == "new":
+                with store.exclusive():
+                    store.layers.take_away(DIFF_ID).remove()
+                put_layer(store, "name")
+        assert outcomes == {"name", "new"}
+
+
+class TestProblem:
+    """What is wrong with a tree, from outside and inside."""
+
+    def test_none(self, store: Store) -> None:
+        assert store.layers.problem(put_layer(store, "name")) == ""
+
+    @pytest.mark.parametrize(
+        ("damage", "problem"),
+        [
+            ("rm -r ..", "it is not there"),
+            ("rm -r ../fs", "its directory fs is not there"),
+            ("rm -r ../fs; touch ../fs", "its directory fs is not there"),
+            ("mv ../fs ../x; ln -s x ../fs", "its directory fs is not there"),
+            ("rm ../layer.json", "its layer.json is not there"),
+            ("> ../layer.json", "its layer.json is damaged"),
+        ],
+    )
+    def test_of_its_outside(self, store: Store, damage: str, problem: str) -> None:
+        diff_id = put_layer(store, "name")
+        subprocess.run(damage.replace("..", os.path.dirname(store.layers.files(diff_id))), shell=True, check=True)
+        assert store.layers.problem(diff_id) == problem
+
+    def test_difference(self, store: Store, tmp_path: Path) -> None:
+        """The first, and how many more there are; or the record's."""
+        diff_id = put_layer(store, "name")
+        right = layer_info(diff_id)
+        made = tmp_path / "made"
+        subprocess.run(["cp", "-a", store.layers.files(diff_id), made], check=True)
+        assert store.layers.difference(diff_id, str(made), right) == ""
+        assert store.layers.difference(diff_id, str(made), right._replace(size=1)) == "its layer.json differs"
+        (made / "name" / "name").write_text("longer")
+        assert store.layers.difference(diff_id, str(made), right).startswith("name/name: it")
+        (made / "a").touch()
+        (made / "b").touch()
+        found = store.layers.difference(diff_id, str(made), right)
+        assert found.startswith("its root: its time")
+        assert found.endswith(" (and 3 more)")
+
+    def test_what_is_removed_meanwhile_does_not_differ(self, store: Store, tmp_path: Path) -> None:
+        """Nor what takes its place."""
+        diff_id = put_layer(store, "name")
+        assert store.layers.difference(Digest.of(b"gone"), str(tmp_path), layer_info(DIFF_ID)) == ""
+        with pinned([store.layers.files(diff_id)]) as in_place:
+            assert in_place()
+            with store.exclusive():
+                store.layers.take_away(diff_id).remove()
+            assert not in_place()
+            put_layer(store, "name")
+            assert not in_place()
 
 
 class TestInfo:

@@ -206,6 +206,34 @@ Store(sys.argv[1])
     assert list(Store(str(root)).images) == []
 
 
+class TestProblems:
+    """Of the store's own files and directories."""
+
+    @pytest.mark.parametrize(
+        ("damage", "problems"),
+        [
+            ("chmod 755 ROOT", [(".", "its mode is 0755 instead of 0700")]),
+            ("chmod 1700 ROOT/blobs/sha256", [("blobs/sha256", "its mode is 1700 instead of 0700")]),
+            ("rmdir ROOT/staging", [("staging", "it is not there")]),
+            ("rm -r ROOT/variants", [("variants", "it is not there"), ("variants/sha256", "it is not there")]),
+            ("rm ROOT/oci-layout", [("oci-layout", "it is not there")]),
+            ("> ROOT/oci-layout", [("oci-layout", "it is damaged")]),
+            (
+                """echo '{"imageLayoutVersion": "2.0.0"}' > ROOT/oci-layout""",
+                [("oci-layout", "it is of another version")],
+            ),
+            ("rmdir ROOT/leases", []),  # older programs did not make it
+        ],
+    )
+    def test_are_found_and_mended(self, store: Store, damage: str, problems: list[tuple[str, str]]) -> None:
+        digest = put_blob(store, b"x")
+        subprocess.run(damage.replace("ROOT", store.root), shell=True, check=True)
+        assert list(store.problems()) == problems
+        store.mend()
+        assert list(store.problems()) == []
+        assert list(store.blobs) == [digest]
+
+
 class TestPublish:
     def test_visible_only_then(self, store: Store) -> None:
         """Neither by name nor in a listing, however complete it is."""

@@ -1,0 +1,167 @@
+"""Whether two trees are the same: every name, its type, mode, owner, time, attributes, content, and hard links."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PIECE = 1 << 20  # bytes of content at a time
+_STEP = 15  # names of a path at a time: the kernel takes 4096 bytes
+_LABEL = "security.selinux"  # the machine gives it, and changes it; no image does
+UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})  # what a disk or a file system says that is damaged
+
+
+def differences(tree: str, original: str) -> Iterator[str]:
+    """How the tree differs from what it should be, a line for each path. Raises `OSError`.
+
+    Not compared: the time of a whiteout, which is when it was made; sizes of directories; where files have holes.
+    """
+    tree_fd, original_fd = os.open(tree, _DIRECTORY), os.open(original, _DIRECTORY)
+    try:
+        yield from _Comparison(tree_fd, original_fd).lines()
+    finally:
+        os.close(tree_fd)
+        os.close(original_fd)
+
+
+def content_size(tree: str) -> int:
+    """The bytes of all regular files in the tree, those with several names counted once. Raises `OSError`."""
+    size = 0
+    linked: set[int] = set()
+    top = os.open(tree, _DIRECTORY)
+    try:
+        todo = [""]
+        while todo:
+            path = todo.pop()
+            directory = _open(top, path)
+            try:
+                with os.scandir(directory) as entries:
+                    for entry in entries:
+                        status = entry.stat(follow_symlinks=False)
+                        if stat.S_ISDIR(status.st_mode):
+                            todo.append(f"{path}{entry.name}/")
+                        elif stat.S_ISREG(status.st_mode) and status.st_ino not in linked:
+                            size += status.st_size
+                            if status.st_nlink > 1:
+                                linked.add(status.st_ino)
+            finally:
+                os.close(directory)
+    finally:
+        os.close(top)
+    return size
+
+
+class _Comparison:
+    """Of two open trees. Paths end with a slash where they are those of directories."""
+
+    def __init__(self, tree: int, original: int) -> None:
+        self._tree = tree
+        self._original = original
+        # The first name of each file that has several, by its number.
+        self._linked: tuple[dict[int, str], dict[int, str]] = ({}, {})
+
+    def lines(self) -> Iterator[str]:
+        wrong = ", ".join(
+            _attributes(os.stat(self._tree), os.stat(self._original), _at(self._tree), _at(self._original))
+        )
+        if wrong:
+            yield f"its root: {wrong}"
+        todo = [""]
+        while todo:
+            path = todo.pop()
+            here, there = _open(self._tree, path), _open(self._original, path)
+            try:
+                mine, others = set(os.listdir(here)), set(os.listdir(there))
+                for name in sorted(mine | others):
+                    if name not in mine:
+                        yield f"{path}{name}: it is missing"
+                    elif name not in others:
+                        yield f"{path}{name}: the layer does not have it"
+                    elif wrong := ", ".join(self._compare(here, there, path, name, todo)):
+                        yield f"{path}{name}: {wrong}"
+            finally:
+                os.close(here)
+                os.close(there)
+
+    def _compare(self, here: int, there: int, path: str, name: str, todo: list[str]) -> Iterator[str]:
+        mine, other = os.lstat(name, dir_fd=here), os.lstat(name, dir_fd=there)
+        if stat.S_IFMT(mine.st_mode) != stat.S_IFMT(other.st_mode):
+            yield "it is something else"
+            return
+        if stat.S_ISDIR(mine.st_mode):
+            todo.append(f"{path}{name}/")
+        elif self._first(0, mine, path + name) != self._first(1, other, path + name):
+            yield "its hard links differ"
+        yield from _attributes(mine, other, _at(here, name), _at(there, name))
+        if stat.S_ISLNK(mine.st_mode):
+            if os.readlink(name, dir_fd=here) != os.readlink(name, dir_fd=there):
+                yield "it leads elsewhere"
+        elif stat.S_ISREG(mine.st_mode):
+            if mine.st_size != other.st_size:
+                yield f"it has {mine.st_size} bytes instead of {other.st_size}"
+            elif not _same_content(here, there, name):
+                yield "its content differs"
+
+    def _first(self, side: int, status: os.stat_result, path: str) -> str:
+        return self._linked[side].setdefault(status.st_ino, path) if status.st_nlink > 1 else path
+
+
+def _attributes(mine: os.stat_result, other: os.stat_result, place: bytes, original: bytes) -> Iterator[str]:
+    if stat.S_IMODE(mine.st_mode) != stat.S_IMODE(other.st_mode):
+        yield f"its mode is {stat.S_IMODE(mine.st_mode):04o} instead of {stat.S_IMODE(other.st_mode):04o}"
+    if (mine.st_uid, mine.st_gid) != (other.st_uid, other.st_gid):
+        yield f"its owner is {mine.st_uid}:{mine.st_gid} instead of {other.st_uid}:{other.st_gid}"
+    if mine.st_rdev != other.st_rdev:
+        yield "its device number differs"
+    whiteout = stat.S_ISCHR(mine.st_mode) and mine.st_rdev == 0
+    if mine.st_mtime_ns != other.st_mtime_ns and not whiteout:
+        yield f"its time is {_seconds(mine.st_mtime_ns)} instead of {_seconds(other.st_mtime_ns)}"
+    if _xattrs(place) != _xattrs(original):
+        yield "its extended attributes differ"
+
+
+def _seconds(nanoseconds: int) -> str:
+    return f"{nanoseconds // 10**9}.{nanoseconds % 10**9:09}".rstrip("0").rstrip(".")
+
+
+def _xattrs(place: bytes) -> dict[str, bytes]:
+    names = os.listxattr(place, follow_symlinks=False)
+    return {name: os.getxattr(place, name, follow_symlinks=False) for name in names if name != _LABEL}
+
+
+def _same_content(here: int, there: int, name: str) -> bool:
+    """Of two files of one size. Where the disk does not give it any more, it is not the same."""
+    with ExitStack() as opened:
+        mine, other = (os.open(name, _FILE, dir_fd=directory) for directory in (here, there))
+        opened.callback(os.close, mine)
+        opened.callback(os.close, other)
+        try:
+            while piece := os.read(mine, _PIECE):
+                if piece != os.read(other, _PIECE):
+                    return False
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            return False
+    return True
+
+
+def _open(top: int, path: str) -> int:
+    """The directory at a path that ends with a slash, or the top; in steps that the kernel's limit allows."""
+    directory = os.dup(top)
+    names = path.split("/")[:-1]
+    for start in range(0, len(names), _STEP):
+        below = os.open("/".join(names[start : start + _STEP]), _DIRECTORY, dir_fd=directory)
+        os.close(directory)
+        directory = below
+    return directory
+
+
+def _at(directory: int, name: str = ".") -> bytes:
+    """A path to the name in the open directory, for the calls that take no such directory."""
+    return b"/proc/self/fd/%d/%s" % (directory, os.fsencode(name))
