@@ -12,14 +12,16 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PIECE = 1 << 20  # bytes of content at a time
 _STEP = 15  # names of a path at a time: the kernel takes 4096 bytes
-_LABEL = "security.selinux"  # the machine gives it, and changes it; no image does
+_NAMESPACES = ("user.", "trusted.", "security.", "system.")  # others tell of the file system: btrfs.compression
+_OF_THE_MACHINE = frozenset({"security.selinux", "security.ima", "security.evm"})  # which gives and changes them
 UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})  # what a disk or a file system says that is damaged
 
 
 def differences(tree: str, original: str) -> Iterator[str]:
     """How the tree differs from what it should be, a line for each path. Raises `OSError`.
 
-    Not compared: the time of a whiteout, which is when it was made; sizes of directories; where files have holes.
+    Not compared: the time of a whiteout, which is when it was made; sizes of directories; where files have holes; what
+    the machine or the file system notes in extended attributes.
     """
     tree_fd, original_fd = os.open(tree, _DIRECTORY), os.open(original, _DIRECTORY)
     try:
@@ -130,8 +132,11 @@ def _seconds(nanoseconds: int) -> str:
 
 
 def _xattrs(place: bytes) -> dict[str, bytes]:
-    names = os.listxattr(place, follow_symlinks=False)
-    return {name: os.getxattr(place, name, follow_symlinks=False) for name in names if name != _LABEL}
+    return {
+        name: os.getxattr(place, name, follow_symlinks=False)
+        for name in os.listxattr(place, follow_symlinks=False)
+        if name.startswith(_NAMESPACES) and name not in _OF_THE_MACHINE
+    }
 
 
 def _same_content(here: int, there: int, name: str) -> bool:
