@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from pullpipe.errors import InvalidDocument, NotFound
 from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, ImageConfig, Index, Manifest, chain_ids, parse_document
-from pullpipe.outline import Outline
+from pullpipe.outline import Outline, Part
 from pullpipe.platforms import Platform
 from pullpipe.reference import Reference
-from store import Container, Digest, ImageRecord, Store, StoreError
+from store import Container, Corrupt, Digest, ImageRecord, NotInStore, Store, StoreError
 from store.gc import Marks, Swept, sweep
 
 
@@ -37,6 +37,15 @@ class LocalImage(NamedTuple):
         return sum(layer.size for layer in self.manifest.layers)
 
 
+class Led(NamedTuple):
+    """What a manifest or an index leads to, or that itself."""
+
+    digest: Digest
+    here: bool  # in the store; a document is not if it is damaged, nor if it is none
+    part: Part | None = None  # of the document that names it; None for a manifest or an index
+    damaged: bool = False  # a document, of which nobody can know what it leads to
+
+
 def platform_of(record: ImageRecord) -> Platform:
     """What the recorded image is for."""
     return Platform(record.os, record.architecture, record.variant)
@@ -45,13 +54,19 @@ def platform_of(record: ImageRecord) -> Platform:
 def load(store: Store, record: ImageRecord) -> LocalImage:
     """Reads the record's documents. Raises `StoreError` or `InvalidDocument`, with the image's name."""
     try:
-        manifest = parse_document(store.blobs.read(record.manifest), record.media_type)
-        if isinstance(manifest, Index):
-            raise InvalidDocument("its record names an index; remove the image and pull it again")
+        manifest = manifest_of(store, record)
         config = ImageConfig.parse(store.blobs.read(manifest.config.digest), layers=len(manifest.layers))
     except (InvalidDocument, StoreError) as error:
         raise type(error)(f"{record.reference}: {error}") from error
     return LocalImage(record, manifest, config)
+
+
+def manifest_of(store: Store, record: ImageRecord) -> Manifest:
+    """The record's manifest. Raises `StoreError` or `InvalidDocument`."""
+    manifest = parse_document(store.blobs.read(record.manifest), record.media_type)
+    if isinstance(manifest, Index):
+        raise InvalidDocument("its record names an index; remove the image and pull it again")
+    return manifest
 
 
 def load_whole(store: Store, record: ImageRecord) -> LocalImage | None:
@@ -96,9 +111,9 @@ def not_kept(store: Store, blob: Digest, reference: str) -> str:
     )
 
 
-def damaged(store: Store, blob: Digest, reference: str) -> str:
+def damaged(blob: Digest, reference: str) -> str:
     """The message for a blob of the image `reference` that does not have its digest."""
-    return f"blob {blob} of {reference} is damaged in the store; {_anew(store, blob, reference)}"
+    return f"blob {blob} of {reference} is damaged in the store; `pullpipe repair {reference}` fetches it again"
 
 
 def _anew(store: Store, blob: Digest, reference: str) -> str:
@@ -143,24 +158,34 @@ def marks(store: Store, images: Iterable[ImageRecord], containers: Iterable[Cont
     """What these images and containers need, and what was pushed here. The caller holds the store, shared at least.
 
     Of an image that came from an index all that the index leads to stays, as far as it is here: other platforms'
-    blobs, attestations.
+    blobs, attestations. While a document is damaged, what it leads to cannot be known, and everything stays.
     """
-    found = Marks(blobs=set(), layers=set(), variants=set(), stacks={container.stack for container in containers})
+    images = list(images)
+    leads = [led for record in images for led in led_to(store, record.manifest, record.resolved)]
+    leads += led_to(store, *store.images.foreign())
+    found = Marks({led.digest for led in leads}, set(), set(), {container.stack for container in containers})
+    certain = not any(led.damaged for led in leads)
     for record in images:
-        found.blobs.update(digest for digest, _ in _led_to(store, record.manifest, record.resolved))
         try:
             image = load(store, record)
-        except (InvalidDocument, StoreError):
-            continue  # damaged: what it names cannot be known, and it cannot be used either
+        except InvalidDocument:
+            continue  # no image
+        except StoreError:
+            certain = False
+            continue
         found.layers.update(image.config.diff_ids)
         found.stacks.add(image.chain_id)
-    found.blobs.update(digest for digest, _ in _led_to(store, *store.images.foreign()))
     for chain_id in found.stacks:
-        if chain_id in store.stacks:
+        try:
             info = store.stacks.info(chain_id)
-            found.layers.update(info.layers)
-            found.variants.update(info.variants)
-    return found
+        except NotInStore:
+            continue
+        except Corrupt:
+            certain = False
+            continue
+        found.layers.update(info.layers)
+        found.variants.update(info.variants)
+    return found if certain else Marks(set(store.blobs), set(store.layers), set(store.variants), set(store.stacks))
 
 
 def missing(store: Store, digest: Digest) -> list[Digest]:
@@ -168,7 +193,7 @@ def missing(store: Store, digest: Digest) -> list[Digest]:
 
     A document that is missing, or damaged, may lead to more. An index's entries of unknown media types do not count.
     """
-    return [found for found, here in _led_to(store, digest) if not here]
+    return [led.digest for led in led_to(store, digest) if not led.here]
 
 
 def whole(store: Store, digest: Digest) -> bool:
@@ -176,10 +201,10 @@ def whole(store: Store, digest: Digest) -> bool:
     return not missing(store, digest)
 
 
-def _led_to(store: Store, *documents: Digest) -> Iterator[tuple[Digest, bool]]:
-    """All that manifests and indexes lead to, themselves first: its digest, and whether it is in the store."""
+def led_to(store: Store, *documents: Digest) -> Iterator[Led]:
+    """All that manifests and indexes lead to, themselves first."""
     todo = list(documents)
-    blobs: set[Digest] = set()
+    blobs: dict[Digest, Part] = {}
     seen: set[Digest] = set()
     while todo:
         digest = todo.pop()
@@ -187,15 +212,15 @@ def _led_to(store: Store, *documents: Digest) -> Iterator[tuple[Digest, bool]]:
             continue
         seen.add(digest)
         if (store.blobs.size(digest) or 0) > DOCUMENT_LIMIT:
-            yield digest, True  # no document
+            yield Led(digest, here=True)  # no document
             continue
         try:
             found = Outline.of(store.blobs.read(digest))
-        except (InvalidDocument, StoreError):
-            yield digest, False
+        except (InvalidDocument, StoreError) as error:
+            yield Led(digest, here=False, damaged=isinstance(error, Corrupt))
             continue
-        yield digest, True
+        yield Led(digest, here=True)
         todo += [entry.digest for entry in found.manifests if entry.is_document]
-        blobs.update(blob.digest for blob in found.blobs)
-        yield from ((entry.digest, True) for entry in found.manifests if not entry.is_document)
-    yield from ((blob, blob in store.blobs) for blob in blobs)
+        blobs |= {blob.digest: blob for blob in found.blobs}
+        yield from (Led(entry.digest, here=True, part=entry) for entry in found.manifests if not entry.is_document)
+    yield from (Led(digest, digest in store.blobs, blob) for digest, blob in blobs.items())

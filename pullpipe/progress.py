@@ -50,6 +50,9 @@ class Progress:
         `what` is another word for them, when they are blobs that are only fetched.
         """
 
+    def plan_check(self, blobs: Sequence[Descriptor]) -> None:
+        """Blobs of the store that are to be read, and unpacked again if they are layers'. Each plan adds as above."""
+
     def waiting(self, layer: Descriptor) -> None:
         """Another process is making this layer."""
 
@@ -90,6 +93,10 @@ class Progress:
         """Its digest is proven; it is not to be unpacked."""
         self.finished(blob)
 
+    def checked(self, blob: Descriptor) -> None:
+        """It has been read."""
+        self.finished(blob)
+
     def note(self, text: str) -> None:
         """Something that the user should know."""
 
@@ -110,6 +117,9 @@ class Plain(Progress):
         words = self._words
         self.note(f"{len(layers)} {what}, {have} {words.here}, {len(missing)} {words.to_do} ({size})")
 
+    def plan_check(self, blobs: Sequence[Descriptor]) -> None:
+        self.note(f"blobs to check: {len(blobs)} ({human_size(sum(blob.size for blob in blobs))})")
+
     def waiting(self, layer: Descriptor) -> None:
         self.note(f"{layer.digest.short}: another process is pulling it, waiting")
 
@@ -118,6 +128,9 @@ class Plain(Progress):
 
     def stored(self, blob: Descriptor) -> None:
         self.note(f"{blob.digest.short}: {self._words.stored}, {human_size(blob.size)}")
+
+    def checked(self, blob: Descriptor) -> None:
+        self.note(f"{blob.digest.short}: checked, {human_size(blob.size)}")
 
     def note(self, text: str) -> None:
         print(text, file=self._file, flush=True)
@@ -137,6 +150,9 @@ class JsonLines(Progress):
             {"digest": str(layer.digest), "size": layer.size, "missing": layer.digest in wanted} for layer in layers
         ]
         self._write("plan", layers=described)
+
+    def plan_check(self, blobs: Sequence[Descriptor]) -> None:
+        self._write("check", blobs=[{"digest": str(blob.digest), "size": blob.size} for blob in blobs])
 
     def waiting(self, layer: Descriptor) -> None:
         self._write("waiting", layer=str(layer.digest))
@@ -194,6 +210,9 @@ class Bars(Progress):
             self._total.total = (self._total.total or 0) + size
         elif missing:
             self._total = self._bar(self._words.bar, size)
+
+    def plan_check(self, blobs: Sequence[Descriptor]) -> None:
+        self._total = self._bar("check", sum(blob.size for blob in blobs))
 
     def waiting(self, layer: Descriptor) -> None:
         self.note(f"{layer.digest.short}: another process is pulling it, waiting")

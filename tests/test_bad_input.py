@@ -1023,14 +1023,14 @@ class TestDamagedStore:
     def test_index_that_is_none(self, cli: Cli, store_root: Path, text: bytes) -> None:
         assert cli("images").returncode == 0
         (store_root / "index.json").write_bytes(text)
-        one_line(cli("images"), 1, str(store_root / "index.json"), "damaged", "remove it and pull again")
+        one_line(cli("images"), 1, str(store_root / "index.json"), "damaged", "pullpipe repair --remove")
 
     def test_index(self, cli: Cli, store_root: Path, small: str, pulled: str) -> None:
         """It is not overwritten: what was in it might still be rescued. Removed, it comes back with the next pull."""
         index = store_root / "index.json"
         index.write_bytes(b"garbage")
         for command in (("images",), ("pull", "-q", small), ("rmi", small), ("inspect", small)):
-            one_line(cli(*command), 1, str(index), "damaged", "remove it and pull again")
+            one_line(cli(*command), 1, str(index), "damaged", "pullpipe repair --remove")
         one_line(cli("run", "-q", small), 125, str(index), "damaged")
         assert index.read_bytes() == b"garbage"
         index.unlink()
@@ -1046,7 +1046,7 @@ class TestDamagedStore:
         damaged = b"{" + good[1:-1] + b" "
         blob.write_bytes(damaged)
         for command in (("inspect", small), ("images",)):
-            one_line(cli(*command), 1, blob.name, "damaged", "pull it again", small)
+            one_line(cli(*command), 1, blob.name, "damaged", "pullpipe repair", small)
         assert cli("pull", "-q", small).stdout.strip() == pulled
         assert blob.read_bytes() == good
         blob.write_bytes(damaged)
@@ -1069,7 +1069,7 @@ class TestDamagedStore:
         [record] = (store_root / "stacks").glob("*/*/stack.json")
         record.write_bytes(b"")
         (tmp_path / "point").mkdir()
-        one_line(cli("mount", small, tmp_path / "point"), 1, str(record), "damaged", "pull it again")
+        one_line(cli("mount", small, tmp_path / "point"), 1, str(record), "damaged", "pullpipe repair")
         assert cli("ps", "-q").stdout == ""
         assert cli("rmi", small).returncode == 0
         assert cli("pull", "-q", small).stdout.strip() == pulled

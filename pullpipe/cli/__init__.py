@@ -39,6 +39,8 @@ COMMANDS = (
     "mount",
     "umount",
     "unpack",
+    "verify",
+    "repair",
     "login",
     "logout",
     "demo",

@@ -59,9 +59,7 @@ def add_pull_options(parser: argparse.ArgumentParser, *, policy: str) -> None:
 
 def add_unpack_options(parser: argparse.ArgumentParser) -> None:
     """How layers get into the store, wherever they come from."""
-    parser.add_argument(
-        "--jobs", metavar="N", type=_positive, default=_JOBS, help="layers in flight (default: %(default)s)"
-    )
+    add_jobs_option(parser)
     limits = "of one layer; 0 is no limit (default: %(default)s)"
     parser.add_argument("--max-size", metavar="GIB", type=_count, default=64, help=f"unpacked size {limits}")
     parser.add_argument("--max-entries", metavar="N", type=_count, default=5_000_000, help=f"files {limits}")
@@ -75,6 +73,13 @@ def add_progress_options(parser: argparse.ArgumentParser) -> None:
     """For what takes its time."""
     parser.add_argument("--progress", choices=FACES, default="auto", help="what standard error shows of it")
     parser.add_argument("-q", "--quiet", action="store_true", help="show nothing but the result")
+
+
+def add_jobs_option(parser: argparse.ArgumentParser) -> None:
+    """How many layers to unpack at once."""
+    parser.add_argument(
+        "--jobs", metavar="N", type=_positive, default=_JOBS, help="layers in flight (default: %(default)s)"
+    )
 
 
 def _count(text: str) -> int:

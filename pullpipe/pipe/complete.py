@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Collection, Container, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from pullpipe.errors import VerificationError, first_cause
 from pullpipe.local import LocalImage
@@ -74,35 +74,37 @@ class Rest:
 
     async def _fetch(self, blob: Descriptor, owned: ExitStack, arrived: list[Ingest]) -> None:
         async with self._slots:
-            arrived += await with_second_try(
-                self._source, blob.digest, self._progress.note, lambda: self._arrive(blob, owned)
-            )
+            with suppress(InUse):  # another process is at it
+                arrived.append(owned.enter_context(await arrive(self._source, self._store, blob, self._progress)))
 
-    async def _arrive(self, blob: Descriptor, owned: ExitStack) -> list[Ingest]:
-        """The blob, proven; nothing when another process is at it."""
-        try:
-            ingest = owned.enter_context(self._store.blobs.ingest(blob.digest, blob.size))
-        except InUse:
-            return []
 
-        async def available(count: int) -> None:
-            self._progress.fetched(blob, count)
+async def arrive(source: Source, store: Store, blob: Descriptor, progress: Progress) -> Ingest:
+    """The blob, fetched and proven; the caller publishes it, or discards it, and closes it.
 
-        self._progress.started(blob)
-        times = Times(detailed=self._progress.trace is not None)
-        try:
-            await fetch(self._source, blob, ingest, available, times)
-            await prove_blob(ingest.fileno(), blob)
-        except VerificationError:
-            ingest.discard()
-            raise
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                ingest.discard()  # in the way of whatever makes room
-            raise
-        self._progress.worked(blob, times.spans)
-        self._progress.stored(blob)
-        return [ingest]
+    Raises `InUse` when another process is at it.
+    """
+    return await with_second_try(source, blob.digest, progress.note, lambda: _arrive(source, store, blob, progress))
+
+
+async def _arrive(source: Source, store: Store, blob: Descriptor, progress: Progress) -> Ingest:
+    async def available(count: int) -> None:
+        progress.fetched(blob, count)
+
+    ingest = store.blobs.ingest(blob.digest, blob.size)
+    progress.started(blob)
+    times = Times(detailed=progress.trace is not None)
+    try:
+        await fetch(source, blob, ingest, available, times)
+        await prove_blob(ingest.fileno(), blob)
+    except BaseException as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or isinstance(error, VerificationError):
+            ingest.discard()  # in the way of whatever makes room, or of no use
+        ingest.close()
+        raise
+    progress.worked(blob, times.spans)
+    progress.stored(blob)
+    return ingest
 
 
 async def free_ingest(store: Store, blob: Descriptor, progress: Progress) -> Ingest | None:

@@ -349,6 +349,7 @@ class Tree(Walk):
         status = os.lstat(name, dir_fd=directory.below)
         if not stat.S_ISDIR(status.st_mode):
             bring_up(directory, name, status)
+            self.size += status.st_size if stat.S_ISREG(status.st_mode) else 0
             self.brought_up.append((*directory.path, name))
             self._wrote((*directory.path, name))
         return status

@@ -46,7 +46,7 @@ async def flatten(store: Store, image: local.LocalImage, directory: str, progres
                 result = await proven(outcome, blob, diff_id, layer)
                 warnings = result.warnings + set_trusted(directory, result.trusted_attributes())
             except WrongBlob as error:  # it was right when it was pulled
-                raise VerificationError(local.damaged(store, layer.digest, image.record.reference)) from error
+                raise VerificationError(local.damaged(layer.digest, image.record.reference)) from error
             finally:
                 os.close(blob)
             progress.fetched(layer, layer.size)

@@ -88,9 +88,9 @@ def _add_layer(store: Store, layer: _Layer, archive: Tar) -> None:
                 diff_hash.update(piece)
                 plain.write(piece)
         except LayerError as error:  # it was whole when it was pulled
-            raise VerificationError(local.damaged(store, layer.blob, layer.reference)) from error
+            raise VerificationError(local.damaged(layer.blob, layer.reference)) from error
         if diff_hash.hexdigest() != layer.diff_id.hex:
-            raise VerificationError(local.damaged(store, layer.blob, layer.reference))
+            raise VerificationError(local.damaged(layer.blob, layer.reference))
         size = plain.tell()
         plain.seek(0)
         archive.add(_name(layer.diff_id), size, iter(partial(plain.read, PIECE), b""))

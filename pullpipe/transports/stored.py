@@ -27,4 +27,4 @@ def proven(store: Store, blob: Digest, reference: str) -> Iterator[bytes]:
             blob_hash.update(piece)
             yield piece
     if blob_hash.hexdigest() != blob.hex:
-        raise VerificationError(local.damaged(store, blob, reference))
+        raise VerificationError(local.damaged(blob, reference))

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.damages import Damaged, make_damaged
 from tests.cli.rig import file_layer, layout_of, ok
 from tests.conftest import Cli
+from tests.support.registry import Registry
 
 IMAGE = "docker.io/library/image:1"
 
@@ -23,3 +25,9 @@ def image(cli: Cli, layout: Path) -> str:
     """That image in the store, and its reference."""
     assert ok(cli, "load", "--quiet", "--tag", IMAGE, layout) == IMAGE
     return IMAGE
+
+
+@pytest.fixture(scope="session")
+def damaged(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Damaged:
+    """A store with damage of each kind, to be looked at and not to be changed."""
+    return make_damaged(tmp_path_factory.mktemp("damaged"), registry)

@@ -30,9 +30,9 @@ def wrong(root: Path, layers: Mapping[str, Snapshot]) -> list[str]:
     return lines
 
 
-def layer_tree(root: Path, diff_id: str) -> Snapshot:
-    """The layer's directory; its whiteouts without their times, which are when they were made."""
-    nodes = snapshot(_tree(root, "layers", diff_id) / "fs")
+def layer_tree(root: Path, diff_id: str, kind: str = "layers") -> Snapshot:
+    """The directory of a layer, variant or stack; its whiteouts without their times, which are when they were made."""
+    nodes = snapshot(_tree(root, kind, diff_id) / "fs")
     return {path: replace(node, mtime_ns=0) if node.device == (0, 0) else node for path, node in nodes.items()}
 
 
@@ -69,10 +69,10 @@ def _image(root: Path, record: dict[str, Any]) -> Iterator[str]:
 
 
 def _document(root: Path, descriptor: dict[str, Any]) -> dict[str, Any] | None:
-    path = _blob(root, descriptor)
-    if not path.exists():
+    try:
+        document: dict[str, Any] = json.loads(_blob(root, descriptor).read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
-    document: dict[str, Any] = json.loads(path.read_bytes())
     return document
 
 

@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 from store import Digest
-from tests.cli.rig import answer, fails, file_layer, layers_of, layout_of, mounted, mounted_tree, ok
+from tests.cli.rig import (
+    answer,
+    digest_of,
+    document,
+    fails,
+    file_layer,
+    layers_of,
+    layout_of,
+    mounted,
+    mounted_tree,
+    ok,
+)
+from tests.cli.store_checker import chain_id
 from tests.conftest import Cli, require
 from tests.support.images import Dir, Layer
 
@@ -105,6 +117,28 @@ def test_the_blobs_of_another_programs_image_stay(cli: Cli, image: str, layout: 
     ok(cli, "rmi", image)
     out = subprocess.run([*copy, f"oci:{store_root}:theirs", f"dir:{store_root}-copy"], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
+
+
+@pytest.mark.parametrize("what", ["manifest", "config", "stack"])
+def test_what_a_damaged_image_needs_stays(
+    cli: Cli, image: str, layout: Path, store_root: Path, tmp_path: Path, what: str
+) -> None:
+    """What that is cannot be known, so nothing goes: when the document is there again, so is all else."""
+    ok(cli, "load", "-q", "-t", "other:1", layout_of(tmp_path / "other", file_layer("other")))
+    if what == "stack":
+        other = names(store_root / "stacks/sha256") - hexes(chain_id([file_layer("other").diff_id]))
+        document_path = store_root / "stacks/sha256" / other.pop() / "stack.json"
+    else:
+        digest = digest_of(layout) if what == "manifest" else document(layout, digest_of(layout))["config"]["digest"]
+        document_path = store_root / "blobs" / digest.replace(":", "/")
+    data = document_path.read_bytes()
+    document_path.write_bytes(b"")
+    ok(cli, "rmi", "other:1")
+    document_path.write_bytes(data)
+    assert cli("verify", "--deep", image).returncode == 0
+    ok(cli, "rmi", image)
+    for directory in ("blobs/sha256", "layers/sha256", "stacks/sha256"):
+        assert names(store_root / directory) == set(), directory
 
 
 def test_a_layer_as_deep_as_any(cli: Cli, store_root: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.cli.damages import flip, pullpipe
 from tests.cli.rig import digest_of, document, group_is_gone, layers_of, ok, started, until
 from tests.cli.store_checker import chain_id, layer_tree, wrong
 from tests.conftest import Cli
@@ -214,9 +215,33 @@ class Soak:
             assert difference(snapshot(mounted), image.tree) == []
 
     def check(self) -> None:
-        """Whatever has happened, nothing that is visible is wrong."""
+        """Whatever has happened, nothing that is visible is wrong, by an independent look and by pullpipe's own."""
         if (self.root / "index.json").exists():
             assert wrong(self.root, self._layers) == []
+            assert self.verify() == []
+
+    def verify(self) -> list[str]:
+        """The damage that `verify` finds."""
+        done = pullpipe(self.root, "verify", "--deep", "--quiet")
+        assert done.returncode in (0, 1), done.stderr
+        found = [line for line in done.stdout.splitlines() if line.startswith("damaged ")]
+        assert bool(found) == (done.returncode == 1)
+        return found
+
+    def check_that_damage_is_found(self, rng: random.Random) -> None:
+        """Of a random file of a layer, or a random blob: by both, and mended."""
+        trees = [path for path in self.root.glob("layers/*/*/fs/**/*") if path.is_file() and not path.is_symlink()]
+        path = rng.choice([rng.choice(trees), rng.choice(list(self.root.glob("blobs/*/*")))])
+        print(f"damage: {path}")
+        if path.stat().st_size:
+            flip(path, rng.randrange(path.stat().st_size))
+        else:
+            path.chmod(0o123)
+        assert wrong(self.root, self._layers) != []
+        assert self.verify() != []
+        done = pullpipe(self.root, "repair", "--plain-http", "--quiet", "--durability=none")
+        assert done.returncode == 0, done.stdout
+        self.check()
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +306,8 @@ def test_soak(
             ok(cli, "pull", "--quiet", *OPTIONS, soak.reference(image))
             soak.check_tree(image)
         soak.check()
+        for count in range(PULLS // 6):
+            soak.check_that_damage_is_found(random.Random(f"{SEED} damage {count}"))
         assert list((store_root / "staging").iterdir()) == []
         ok(cli, "rmi", *sorted(soak.recorded()))
         for kind in ("blobs", "layers", "variants", "stacks", "staging"):

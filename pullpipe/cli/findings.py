@@ -1,0 +1,43 @@
+"""How `verify` and `repair` tell what they have found."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from pullpipe.cli.common import add_jobs_option, print_json
+from pullpipe.progress import FACES
+from pullpipe.verify import Finding, State
+
+_WORDS: dict[State, str] = {
+    "damaged": "damaged",
+    "mended": "mended",
+    "unchecked": "not checked",
+    "orphan": "that nothing leads to",
+    "leftover": "left over",
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What both commands can be told."""
+    add_jobs_option(parser)
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--progress", choices=FACES, default="auto", help="what standard error shows of it")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show nothing but the result")
+    parser.add_argument("references", metavar="REF", nargs="*", help="look at these images only")
+
+
+def tell(findings: Sequence[Finding], arguments: argparse.Namespace) -> int:
+    """Prints them, and their count on standard error; returns the exit code."""
+    if arguments.format == "json":
+        print_json([finding._asdict() for finding in findings])
+    else:
+        for finding in findings:
+            print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(finding)))
+    counts = Counter(finding.state for finding in findings)
+    if not arguments.quiet:
+        told = [f"{counts[state]} {word}" for state, word in _WORDS.items() if counts[state]]
+        print(", ".join(told if counts["damaged"] else ["whole", *told]), file=sys.stderr)
+    return 1 if counts["damaged"] else 0

@@ -1,0 +1,74 @@
+"""`pullpipe repair [REF…]`"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pullpipe.cli.common import open_store, reporting, require_root, run_until_signal
+from pullpipe.cli.findings import add_options, tell
+from pullpipe.cli.registries import access_to, add_registry_options
+from pullpipe.errors import BadArgument
+from pullpipe.progress import Progress
+from pullpipe.reference import Reference
+from store import Store
+
+if TYPE_CHECKING:
+    from pullpipe.pipe.mending import Connect
+    from pullpipe.registry.client import RegistryClient
+
+HELP = "mend what `verify --deep` finds: from the blobs, from the registry, or by removal"
+
+_OF_ONE = {"creds": None, "plain_http": False, "unix_socket": ""}  # options that are about one registry, left out
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-fetch", action="store_true", help="ask no registry")
+    parser.add_argument(
+        "--remove", action="store_true", help="remove what cannot be mended: blobs, or the images that need it"
+    )
+    add_registry_options(parser)
+    parser.add_argument("--durability", choices=("full", "none"), default="full", help="none leaves out the flushes")
+    add_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """--format json has what that of `verify` has; the state is damaged, mended or unchecked."""
+    require_root("unpacking")
+    store = open_store(arguments)
+    references = [str(Reference.parse(text)) for text in arguments.references]
+    registry = _only_registry(store, references, arguments)
+    from pullpipe.pipe.repair import repair
+
+    with reporting(arguments) as progress:
+        connect = None if arguments.no_fetch else _connect(registry, arguments, progress)
+        work = repair(store, references, connect, arguments.jobs, progress, remove=arguments.remove)
+        findings = run_until_signal(work)
+    return tell(findings, arguments)
+
+
+def _only_registry(store: Store, references: Sequence[str], arguments: argparse.Namespace) -> str:
+    """The registry that `_OF_ONE` are about, if one of them is given; nobody else's may see them."""
+    if arguments.no_fetch or all(getattr(arguments, name) == unset for name, unset in _OF_ONE.items()):
+        return ""
+    names = references or [entry.record.reference for entry in store.images.salvaged()[0] if entry.record]
+    registries = sorted({Reference.parse(name).registry for name in names})
+    if len(registries) > 1:
+        options = ", ".join("--" + name.replace("_", "-") for name in _OF_ONE)
+        raise BadArgument(f"{options} are about one registry, and the images are of {', '.join(registries)}: name some")
+    return "".join(registries)
+
+
+def _connect(registry: str, arguments: argparse.Namespace, progress: Progress) -> Connect:
+    others = argparse.Namespace(**{**vars(arguments), **_OF_ONE})
+
+    def connect(reference: Reference) -> RegistryClient:
+        from pullpipe.cli.network import network
+        from pullpipe.registry.client import RegistryClient
+
+        given = arguments if reference.registry == registry else others
+        access = access_to(reference, given)
+        return RegistryClient(reference, access.endpoints, network(access, given), progress.note)
+
+    return connect
