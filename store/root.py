@@ -130,7 +130,7 @@ class Store:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong with the store's own files and directories: (path below the root, what)."""
-        for name in (".", *_DIRECTORIES):
+        for name in _DIRECTORIES:
             try:
                 status = os.lstat(os.path.join(self.root, name))
             except FileNotFoundError:
@@ -153,7 +153,7 @@ class Store:
         for name, _ in self.problems():
             if name == "oci-layout":
                 durable.write_file(os.path.join(self.root, name), _LAYOUT, durable=self._durable)
-        for name in (".", *_DIRECTORIES):
+        for name in _DIRECTORIES:
             os.makedirs(os.path.join(self.root, name), exist_ok=True)
             os.chmod(os.path.join(self.root, name), 0o700)
 

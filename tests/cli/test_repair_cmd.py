@@ -415,12 +415,12 @@ class TestIndex:
 
 class TestRoot:
     def test_is_set_right(self, cli: Cli, image: str, store_root: Path) -> None:
-        store_root.chmod(0o755)
+        (store_root / "layers").chmod(0o711)
         shutil.rmtree(store_root / "staging")
         (store_root / "oci-layout").unlink()
         findings = repair(cli)
         assert sorted((f["state"], f["name"]) for f in findings) == [
-            ("mended", "."),
+            ("mended", "layers"),
             ("mended", "oci-layout"),
             ("mended", "staging"),
         ]

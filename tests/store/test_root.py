@@ -212,7 +212,6 @@ class TestProblems:
     @pytest.mark.parametrize(
         ("damage", "problems"),
         [
-            ("chmod 755 ROOT", [(".", "its mode is 0755 instead of 0700")]),
             ("chmod 1700 ROOT/blobs/sha256", [("blobs/sha256", "its mode is 1700 instead of 0700")]),
             ("rmdir ROOT/staging", [("staging", "it is not there")]),
             ("rm -r ROOT/variants", [("variants", "it is not there"), ("variants/sha256", "it is not there")]),
