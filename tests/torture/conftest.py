@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import require
 from tests.support.images import write_layout
 from tests.support.registry import Registry
+from tests.torture.cases import Case, all_cases
 from tests.torture.rig import EXT4, NAMES, Bench, good, images, removed, snapshots
 
 
@@ -36,3 +37,9 @@ def bench(registry: Registry, memory: Path, tmp_path_factory: pytest.TempPathFac
         bench.trees.update(snapshots(stores / "fresh"))
         removed(stores / "fresh")
         yield bench
+
+
+@pytest.fixture(scope="session")
+def cases(bench: Bench) -> list[Case]:
+    """Commands to be disturbed."""
+    return all_cases(bench)
