@@ -281,13 +281,25 @@ def remove_tree(path: str) -> None:
                 below = os.open(name, _DIRECTORY, dir_fd=top)
                 try:
                     for deeper in _remove_files(below):
-                        os.rename(deeper, f".moved.{next(_numbers)}", src_dir_fd=below, dst_dir_fd=top)
+                        _move_up(deeper, below, top)
                 finally:
                     os.close(below)
                 os.rmdir(name, dir_fd=top)
     finally:
         os.close(top)
     os.rmdir(path)
+
+
+def _move_up(name: str, below: int, top: int) -> None:
+    """Under another name, that is free: whoever began with this tree, and was killed, has used some."""
+    while True:
+        try:
+            os.rename(name, f".moved.{next(_numbers)}", src_dir_fd=below, dst_dir_fd=top)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
 
 
 def _remove_files(directory: int) -> list[str]:

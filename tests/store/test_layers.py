@@ -165,6 +165,14 @@ class TestRemove:
             store.layers.take_away(diff_id).remove()
         assert (tmp_path / "victim").is_dir()
 
+    def test_what_another_began_to_remove(self, store: Store) -> None:
+        """Each moves directories to the top, under names of its own; a layer may have such names, too."""
+        tree = Path(store.root, "staging", "doomed")
+        for number in range(3):
+            (tree / f".moved.{number}" / "not" / "empty").mkdir(parents=True)
+        with another_process("from store.trees import clean\nclean(store.root)", Path(store.root)):
+            assert staged(store) == []
+
     def test_killed_at_any_step(self, store: Store, store_root: Path) -> None:
         """The layer is there and whole, or it is not there; what was left on the way is cleaned up."""
         program = """
