@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from pullpipe.errors import WorkerDied
+from pullpipe.errors import KernelRefused, WorkerDied
 from pullpipe.pipe.worker import LAYER_ERRORS, Job, Result
 
 _LINE_LIMIT = 64 << 20  # bytes of one message; a layer's list of implied directories may be long
@@ -46,7 +46,8 @@ class Worker:
 
         The caller says through the channel how much of the blob is there; `report` hears how many bytes of the
         tar stream have been unpacked. Raises `LayerError` for what the archive is to blame for, `OSError` for the
-        machine, and `WorkerDied` when the process ended without a word. Cancelled, it ends the worker and all its jobs.
+        machine, `KernelRefused`, and `WorkerDied` when the process ended without a word. Cancelled, it ends the worker
+        and all its jobs.
         """
         try:
             self._send(job, blob, directory, channel)
@@ -61,6 +62,8 @@ class Worker:
         except WorkerDied:
             if self._killed:  # for another layer's sake, whose error is the one to tell: we are about to be cancelled
                 await asyncio.get_running_loop().create_future()
+            if refused := self._refused():
+                raise _kernel_refused(refused) from None
             raise
 
     def _send(self, job: Job, blob: int, directory: str, channel: Channel) -> None:
@@ -73,6 +76,14 @@ class Worker:
             raise WorkerDied("the unpack worker ended early; try again, with --log-level debug for more") from error
         finally:
             os.close(directory_fd)
+
+    def _refused(self) -> str:
+        """What kept the worker from beginning, if it has said so."""
+        with contextlib.suppress(OSError):
+            with contextlib.suppress(ConnectionResetError):  # told once, of the jobs that it has not read
+                return self._control.recv(64 << 10, socket.MSG_DONTWAIT).decode()
+            return self._control.recv(64 << 10, socket.MSG_DONTWAIT).decode()
+        return ""
 
     def kill(self) -> None:
         """Ends the worker, and the kernel every job with it; by the end of the block none of them is left."""
@@ -154,6 +165,12 @@ async def _hear(channel: Channel, directory: str, report: Callable[[int], None])
         elif message["failed"] == "system":
             code = message["errno"] or errno.EIO
             raise OSError(code, os.strerror(code), directory)
+        elif message["failed"] == "kernel":
+            raise _kernel_refused(message["why"])
         else:
             raise WorkerDied(f"the unpack worker failed; this is a bug of pullpipe's: {message['why']}")
     raise WorkerDied("an unpack process ended without a word (killed, or out of memory?); try again")
+
+
+def _kernel_refused(why: str) -> KernelRefused:
+    return KernelRefused(f"{why}; unpacking takes root's rights, in a container CAP_SYS_ADMIN, too")

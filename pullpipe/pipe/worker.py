@@ -6,7 +6,8 @@ Each message on that socket is one layer: a `Job` as JSON, with three descriptor
 blob's file, the directory to unpack into. The worker forks for each, with everything already imported, and goes on
 listening; so layers are unpacked in processes of their own (two extracting threads in one process hold each other up on
 the GIL), and none costs the start of an interpreter. It ends when its owner closes the socket or dies, and all jobs
-with it: it is the first process of a PID namespace. It has a network namespace of its own, too, with nothing in it.
+with it: it is the first process of a PID namespace. It has a network namespace of its own, too, with nothing in it. If
+the kernel refuses it those, it says so in a message, and ends.
 
 On a job's socket, lines both ways. From the owner: how many bytes of the blob are in its file so far, in decimal; the
 owner closes it to give the job up. To the owner: JSON, any number of {"unpacked": bytes of the tar stream so far}, then
@@ -29,11 +30,12 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Any, NamedTuple
 
 from pullpipe import linux
-from pullpipe.errors import LayerError, LayerTooLarge, UnmappableOwner
+from pullpipe.errors import KernelRefused, LayerError, LayerTooLarge, UnmappableOwner
 from pullpipe.pipe.below import NOTHING, Path
 from pullpipe.pipe.directory import Tree
 from pullpipe.pipe.inflate import inflate
@@ -144,6 +146,8 @@ def _run_job(job: Job, channel_fd: int, blob_fd: int, directory_fd: int) -> None
         _tell(channel, {"failed": kind, "why": str(error)})
     except OSError as error:
         _tell(channel, {"failed": "system", "errno": error.errno, "why": str(error)})
+    except KernelRefused as error:
+        _tell(channel, {"failed": "kernel", "why": str(error)})
     except BaseException as error:  # a bug: the owner reports it, with where it happened
         frame = error.__traceback__
         while frame is not None and frame.tb_next is not None:
@@ -374,7 +378,12 @@ class _Extraction:
 
 if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as owner:
-        if (first := linux.fork_first()) == 0:
-            serve(owner)
-            os._exit(0)
+        try:
+            if (first := linux.fork_first()) == 0:
+                serve(owner)
+                os._exit(0)
+        except KernelRefused as error:
+            with suppress(OSError):
+                owner.send(str(error).encode())
+            os._exit(1)
     os.waitpid(first, 0)

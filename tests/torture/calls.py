@@ -37,7 +37,7 @@ _AT_FDCWD = -100
 
 
 class _Shape(NamedTuple):
-    """Where a call's arguments name a file; each a number of an argument."""
+    """Where a call's arguments name a file; each a number of an argument. Without any it counts, wherever it is."""
 
     number: int
     fd: int | None = None  # an open file
@@ -98,6 +98,7 @@ CHANGING = {
     "mount": _Shape(165, path=1),
     "umount2": _Shape(166, path=0),
     "chroot": _Shape(161, path=0),
+    "unshare": _Shape(272),
 }
 READING = {
     "read": _Shape(0, fd=0),
@@ -260,7 +261,7 @@ class _Supervisor:
             path = _path(thread, shape, arguments)
         except (FileNotFoundError, ProcessLookupError):
             return 0  # it has ended, or means no file that there is
-        if not path.startswith(self._below):
+        if path and not path.startswith(self._below):
             return 0
         call = Call(len(self.calls) + 1, name, path, thread)
         self.calls.append(call)
@@ -271,7 +272,8 @@ def _path(thread: int, shape: _Shape, arguments: Sequence[int]) -> str:
     """Which file a call is about, as we see it."""
     if shape.fd is not None:
         return os.readlink(f"/proc/{thread}/fd/{arguments[shape.fd]}")
-    assert shape.path is not None
+    if shape.path is None:
+        return ""
     address = arguments[shape.path]
     name = _text(thread, address) if address else ""
     if name.startswith("/"):

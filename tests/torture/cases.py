@@ -33,7 +33,7 @@ class Case(NamedTuple):
         return root
 
     def check(self, bench: Bench, root: Path) -> None:
-        """Whatever befell the command: the state before or the one after, and nothing that is visible is wrong."""
+        """After whatever befell it: the state before or the one after, and nothing that is visible is wrong."""
         assert mounts_below(root) == []
         assert bench.wrong(root) == []
         if self.name not in ("rmi", "load"):  # which go one by one

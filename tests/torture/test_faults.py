@@ -29,13 +29,14 @@ _ERRORS: dict[str, tuple[int, ...]] = {
         ["write", "pwrite64", "writev", "pwritev", "pwritev2", "sendfile", "copy_file_range", "fallocate"], _FULL
     ),
     **dict.fromkeys(["fsync", "fdatasync", "syncfs"], _FULL),
-    **dict.fromkeys(["setxattr", "lsetxattr", "fsetxattr"], (*_MAKING, errno.EPERM)),
+    **dict.fromkeys(["setxattr", "lsetxattr", "fsetxattr"], _MAKING),
     **dict.fromkeys(_NEW.split(), _MAKING),
     **dict.fromkeys(_OLD.split(), _CHANGING),
     "flock": (errno.ENOLCK,),
     "mount": (errno.ENOMEM, errno.EPERM),
     "umount2": (errno.ENOMEM,),
     "chroot": (errno.EPERM,),
+    "unshare": (errno.EPERM, errno.ENOSPC),
 }
 
 
