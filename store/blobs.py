@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from store.digest import Digest
 from store.errors import Corrupt, InUse, InvalidDigest, NotInStore
-from store.locks import Lock, is_at
+from store.locks import Lock, exists, is_at
 
 _numbers = itertools.count()
 
@@ -121,7 +121,7 @@ class Blobs:
     def forget(self, digest: Digest) -> None:
         """Removes what has arrived of the blob, unless somebody goes on with it."""
         lock = Lock(os.path.join(self._ingest, f"{digest.algorithm}-{digest.hex}"))
-        if os.path.exists(lock.path) and lock.try_acquire():
+        if exists(lock.path) and lock.try_acquire():
             lock.release(remove=True)
 
     def ingest(self, digest: Digest, size: int) -> Ingest:

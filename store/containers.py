@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from store import durable, locks
 from store.digest import Digest
 from store.errors import Corrupt, InUse, NotInStore
-from store.locks import Lock
+from store.locks import Lock, exists
 from store.trees import remove_tree
 
 
@@ -172,7 +172,7 @@ class Containers:
 
     def _half_made(self) -> list[str]:
         ids = os.listdir(self._directory)
-        return [one for one in ids if not os.path.exists(os.path.join(self._directory, one, "config.json"))]
+        return [one for one in ids if not exists(os.path.join(self._directory, one, "config.json"))]
 
     def remove(self, container: Container) -> None:
         """Removes the record first, then the files. Raises `InUse` when it runs."""

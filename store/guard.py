@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterable
 
 from store.errors import UnusableRoot
+from store.locks import exists
 from store.namespace import in_user_namespace
 
 _OVERFLOW = 65534  # as whom a user namespace shows those who are not in it
@@ -65,7 +66,7 @@ def _check_way(root: str, trusted: set[int]) -> None:
         name = names.pop()
         path = os.path.join(at, name)
         above = os.stat(at)
-        found = os.lstat(path) if os.path.lexists(path) else None
+        found = os.lstat(path) if exists(path) else None
         sticky = above.st_mode & stat.S_ISVTX and (found is None or found.st_uid in trusted)
         if above.st_uid not in trusted or (above.st_mode & stat.S_IWOTH and not sticky):
             raise UnusableRoot(

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from store.digest import Digest
 from store.errors import InvalidDigest
+from store.locks import exists
 
 LENGTH = 24 * 3600.0  # seconds
 
@@ -51,7 +52,7 @@ class Leases:
                 os.unlink(path)
 
     def _paths(self) -> list[str]:
-        names = os.listdir(self._directory) if os.path.isdir(self._directory) else ()
+        names = os.listdir(self._directory) if exists(self._directory) else ()
         return [os.path.join(self._directory, name) for name in names]
 
 

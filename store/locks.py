@@ -53,6 +53,16 @@ class Lock:
             self._fd = -1
 
 
+def exists(path: str) -> bool:
+    """Whether there is something at `path`. Raises `OSError` when that cannot be told, where `os.path.exists` says no:
+    what cannot be seen would be swept, or made anew."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def is_at(fd: int, path: str) -> bool:
     """Whether the open file is still the one that `path` names."""
     try:

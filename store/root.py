@@ -87,7 +87,7 @@ class Store:
                     f"the store at {self.root} was made {_MADE[attributes]}, and its layers cannot be stacked "
                     f"{_MADE[self._attributes]}; name another one with --root"
                 )
-            if not os.path.exists(os.path.join(self.root, "index.json")):
+            if not locks.exists(os.path.join(self.root, "index.json")):
                 self._complete()  # somebody removed a damaged one
 
     def _create(self, version: str) -> None:
@@ -108,7 +108,7 @@ class Store:
             version = f"{FORMAT}\n" if self._attributes == "trusted" else f"{FORMAT} {self._attributes}\n"
             contents = (_LAYOUT, EMPTY_INDEX, version.encode())
             for name, data in zip(_FILES, contents, strict=True):
-                if not os.path.exists(os.path.join(self.root, name)):
+                if not locks.exists(os.path.join(self.root, name)):
                     durable.write_file(os.path.join(self.root, name), data, durable=self._durable)
 
     @contextmanager

@@ -20,7 +20,7 @@ from store import durable
 from store.compare import UNREADABLE, differences
 from store.digest import Digest
 from store.errors import Corrupt, InvalidDigest, NotInStore
-from store.locks import Lock, is_at
+from store.locks import Lock, exists, is_at
 
 
 class Info(Protocol):
@@ -56,7 +56,7 @@ class Trees(Generic[_I]):
         return os.path.join(self._directory, digest.algorithm, digest.hex)
 
     def __contains__(self, digest: Digest) -> bool:
-        return os.path.exists(self._path(digest))
+        return exists(self._path(digest))
 
     def __iter__(self) -> Iterator[Digest]:
         for algorithm in sorted(os.listdir(self._directory)):
@@ -188,7 +188,7 @@ class Staging(Generic[_I]):
     def commit(self) -> None:
         """Gives the tree its name, unless somebody did so meanwhile. The caller has flushed it if that is due."""
         os.makedirs(self.parent, mode=0o700, exist_ok=True)
-        if self._replace and os.path.lexists(self._final):
+        if self._replace and exists(self._final):
             durable.exchange(self.path, self._final)
             return
         try:
