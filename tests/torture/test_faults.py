@@ -114,3 +114,44 @@ def test_each_system_call_failing(bench: Bench, cases: list[Case]) -> None:
     rng = dice("faults")
     faults = all_faults(cases, rng)
     torture(bench, faults[:FAULTS] if SCALE == 1 else faults, rng)
+
+
+class Found(NamedTuple):
+    """A fault that once did harm, or was told badly."""
+
+    case: str
+    name: str  # of the call
+    path: str  # a part of what it is about
+    error: int
+    lasting: bool = False  # or else the first such call only
+
+
+FOUND = [
+    # What could not be looked at was taken for absent.
+    Found("pull beside others", "newfstatat", "config.json", errno.EIO, lasting=True),  # a container, for half made
+    Found("pull beside others", "newfstatat", "root/index.json", errno.EIO, lasting=True),  # the images' records
+    Found("rm", "newfstatat", "root/stacks/sha256/", errno.EIO),  # what a stack needs
+    # A bug was told, or nothing, when the kernel refused what unpacking needs.
+    Found("load", "mount", "", errno.EPERM),
+    Found("load", "unshare", "", errno.EPERM),
+]
+
+
+@pytest.mark.parametrize("found", FOUND, ids=lambda found: f"{found.case}, {found.name} {found.path}")
+def test_found(bench: Bench, cases: list[Case], found: Found) -> None:
+    case = next(case for case in cases if case.name == found.case)
+    root = case.prepare(bench)
+    failed: list[Call] = []
+
+    def decide(call: Call, _: int) -> int:
+        if call.name != found.name or found.path not in call.path or (failed and not found.lasting):
+            return 0
+        failed.append(call)
+        return found.error
+
+    done = supervised(command(root, *case.words), [bench.stores], decide, reading=True, timeout=30)
+    assert failed
+    assert done.code == 0 or is_clear(done.said, [1, 125], done.code), done.said
+    assert done.code == 0 or os.strerror(found.error).lower() in done.said.lower()
+    case.check(bench, root)
+    case.again(bench, root)
