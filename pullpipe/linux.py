@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Mapping
 from typing import NoReturn
 
 from pullpipe.errors import KernelRefused
@@ -33,6 +34,21 @@ MS_STRICTATIME = 1 << 24
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 
+# The new mount calls, whose numbers are the same on all machines but alpha; and <linux/mount.h>, <linux/fcntl.h>
+_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 442
+ATTR_RDONLY = 0x1
+ATTR_NOSUID = 0x2
+ATTR_NODEV = 0x4
+ATTR_NOEXEC = 0x8
+ATTR_STRICTATIME = 0x20
+_OPEN_TREE_CLONE = 1
+_CLOEXEC = 1  # of fsopen(2) and fsmount(2)
+_FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 1, 6
+_MOVE_BOTH_OPEN = 0x04 | 0x40  # MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+_AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_AT_RECURSIVE = 0x8000
+
 # <linux/sched.h>
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
@@ -40,8 +56,17 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
-# <linux/prctl.h>, <linux/capability.h>
+# <asm-generic/resource.h>, in the order of their numbers
+LIMITS = (
+    *("cpu", "fsize", "data", "stack", "core", "rss", "nproc", "nofile"),
+    *("memlock", "as", "locks", "sigpending", "msgqueue", "nice", "rtprio", "rttime"),
+)
+
+# <linux/prctl.h>, <linux/seccomp.h>, <linux/capability.h>
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_SET_SECCOMP = 22
+_SECCOMP_MODE_FILTER = 2
 _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
@@ -71,6 +96,43 @@ def umount(target: str, flags: int = 0) -> None:
     """umount2(2)."""
     if _libc.umount2(os.fsencode(target), flags) != 0:
         _refused(f"unmount {target}")
+
+
+def clone_tree(source: str | int, *, recursive: bool = False) -> int:
+    """A bind mount that is mounted nowhere yet (open_tree(2)) of a path, or of what a descriptor is open at: its
+    descriptor. With what is mounted below it, when `recursive`; closed unattached, it is gone.
+    """
+    if isinstance(source, int):
+        where, path, flags = source, b"", _AT_EMPTY_PATH
+    else:
+        where, path, flags = _AT_FDCWD, os.fsencode(source), 0
+    flags |= _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
+    return _descriptor(f"bind {source}", _OPEN_TREE, where, path, flags)
+
+
+def make_mount(kind: str, options: Mapping[str, str], attributes: int) -> int:
+    """A new mount of a file system that is mounted nowhere yet: its descriptor. `attributes` are `ATTR_…` flags."""
+    context = _descriptor(f"mount {kind}", _FSOPEN, kind.encode(), _CLOEXEC)
+    try:
+        for name, value in {"source": kind, **options}.items():
+            what = f"mount {kind} with {name}={value}"
+            _descriptor(what, _FSCONFIG, context, _FSCONFIG_SET_STRING, name.encode(), os.fsencode(value), 0)
+        _descriptor(f"mount {kind}", _FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        return _descriptor(f"mount {kind}", _FSMOUNT, context, _CLOEXEC, attributes)
+    finally:
+        os.close(context)
+
+
+def attach(tree: int, place: int, name: str) -> None:
+    """Mounts what `clone_tree` or `make_mount` gave at an open directory or file, called `name` if that is refused."""
+    _descriptor(f"mount something on {name}", _MOVE_MOUNT, tree, b"", place, b"", _MOVE_BOTH_OPEN)
+
+
+def set_attributes(tree: int, attributes: int, *, recursive: bool = False) -> None:
+    """Adds `ATTR_…` flags to those of an open mount, and of all below it when `recursive` (mount_setattr(2))."""
+    added = (ctypes.c_uint64 * 4)(attributes, 0, 0, 0)
+    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    _descriptor("guard a mount", _MOUNT_SETATTR, tree, b"", flags, added, ctypes.sizeof(added))
 
 
 def keep_mounts_here() -> bool:
@@ -151,6 +213,37 @@ def no_new_privileges() -> None:
     _prctl("give up new privileges", _PR_SET_NO_NEW_PRIVS, 1)
 
 
+def hide_from_others() -> None:
+    """Nobody without CAP_SYS_PTRACE can trace this process, or open what its /proc/PID leads to: its program among
+    them, which is the host's (CVE-2019-5736). Until its next execve."""
+    _prctl("hide this process", _PR_SET_DUMPABLE, 0)
+
+
+def load_filter(program: bytes) -> None:
+    """From here on, the BPF program decides which system calls this process and its children may make (seccomp(2)).
+    It takes CAP_SYS_ADMIN, or `no_new_privileges`."""
+    code = ctypes.create_string_buffer(program, len(program))
+    filters = _Filters(len(program) // 8, ctypes.addressof(code))
+    if _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(filters), 0, 0) != 0:
+        _refused("load a seccomp filter")
+
+
+def set_limit(name: str, soft: int, hard: int) -> None:
+    """One of `LIMITS` for this process and its children (setrlimit(2)); -1 is no limit."""
+    values = (ctypes.c_ulong * 2)(soft, hard)
+    if _libc.setrlimit(LIMITS.index(name), values) != 0:
+        _refused(f"limit {name} to {soft}:{hard}")
+
+
+def capabilities() -> int:
+    """This process's effective capabilities, as a bit mask."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)()
+    if _libc.capget(header, data) != 0:
+        _refused("tell the capabilities")
+    return int(data[0] | data[3] << 32)
+
+
 def drop_bounding_capabilities(keep: int) -> None:
     """Takes every capability that is not in the bit mask `keep` out of the bounding set."""
     for capability in range(64):
@@ -190,6 +283,21 @@ def hide_argument(argument: str, *, shown: int) -> None:
             hidden = len(word) - kept
             ctypes.memmove(at + len(one) - hidden, b"*" * hidden, hidden)
         at += len(one) + 1
+
+
+class _Filters(ctypes.Structure):
+    """struct sock_fprog"""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+
+def _descriptor(what: str, number: int, *arguments: object) -> int:
+    """What the system call returns."""
+    converted = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
+    result = int(_libc.syscall(number, *converted))
+    if result < 0:
+        _refused(what)
+    return result
 
 
 def _prctl(what: str, option: int, value: int) -> None:

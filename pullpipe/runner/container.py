@@ -19,8 +19,9 @@ from typing import NamedTuple, NoReturn, Self
 from pullpipe import linux, stack
 from pullpipe.errors import CommandNotExecutable, CommandNotFound, NeedsRoot, PullpipeError, RunError
 from pullpipe.local import LocalImage
-from pullpipe.runner import command, sandbox
+from pullpipe.runner import command, names, sandbox, seccomp
 from pullpipe.runner.command import Command, Overrides
+from pullpipe.runner.walls import Walls
 from store import Container, Store, StoreError
 
 _FORWARDED = (
@@ -47,6 +48,7 @@ class Options(NamedTuple):
     interactive: bool = False  # standard input goes to the command
     terminal: bool = False  # the command gets a terminal
     remove: bool = False  # the container is removed when the command has ended
+    walls: Walls = Walls()
 
 
 def run(store: Store, image: LocalImage, options: Options) -> int:
@@ -87,11 +89,14 @@ def run(store: Store, image: LocalImage, options: Options) -> int:
 
 def _start(store: Store, container: Container, planned: Command, options: Options) -> int:
     hostname = options.hostname or container.short_id
+    walls = options.walls
+    program = seccomp.program(walls.seccomp, walls.rights.capabilities, os.path.join(store.root, "cache"))
     plan = sandbox.Plan(
         stack=stack.build(store, container),
         rootfs=os.path.join(store.containers.path(container), "rootfs"),
         hostname=hostname,
-        files=_network_files(store.containers.path(container), hostname),
+        files=names.write_files(store.containers.path(container), hostname, walls.network),
+        walls=walls._replace(rights=walls.rights._replace(filter=program)),
     )
     ours, theirs = socket.socketpair()
     pid = linux.fork_first()
@@ -144,7 +149,7 @@ def _become(plan: sandbox.Plan, planned: Command, options: Options, channel: soc
             null = os.open("/dev/null", os.O_RDONLY)
             os.dup2(null, 0)
         _close_all_but(channel.fileno())
-        capabilities = sandbox.enter(plan)
+        withheld = sandbox.enter(plan)
         if options.terminal:
             master, slave = os.openpty()  # of the devpts that has just been mounted
             socket.send_fds(channel, [b"t"], [master])
@@ -158,7 +163,8 @@ def _become(plan: sandbox.Plan, planned: Command, options: Options, channel: soc
         else:
             sandbox.own_streams(identity.uid)
         command.enter_working_directory(planned.working_dir)
-        sandbox.give_up_rights(identity.uid, identity.gid, identity.groups, capabilities)
+        sandbox.close_root(plan.walls)
+        sandbox.give_up_rights(identity, plan.walls.rights, withheld)
         linux.end_with_parent(signal.SIGKILL)  # again: the change of user took it back
         _check_runner(channel)
         command.execute(planned._replace(env={"HOSTNAME": plan.hostname, "HOME": identity.home, **planned.env}))
@@ -260,26 +266,3 @@ def _feels(pid: int, number: int) -> bool:
         fields = dict(line.split(":", 1) for line in file if ":" in line)
     mask = int(fields["SigCgt"], 16) | int(fields["SigIgn"], 16)
     return bool(mask >> (number - 1) & 1)
-
-
-def _network_files(directory: str, hostname: str) -> tuple[tuple[str, str], ...]:
-    """The container's own hosts, resolv.conf and hostname, from the host's; it shares the host's network."""
-    hosts = _host_file("/etc/hosts")
-    contents = {
-        "hosts": hosts + (b"" if hosts.endswith(b"\n") or not hosts else b"\n") + f"127.0.0.1\t{hostname}\n".encode(),
-        "resolv.conf": _host_file("/etc/resolv.conf"),
-        "hostname": f"{hostname}\n".encode(),
-    }
-    for name, content in contents.items():
-        with open(os.path.join(directory, name), "wb") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(content)
-    return tuple((os.path.join(directory, name), f"/etc/{name}") for name in contents)
-
-
-def _host_file(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""

@@ -1,43 +1,32 @@
-"""The container's walls, built from inside: namespaces, the root, /proc, /dev, /sys, and what root may do there.
+"""The container's walls, built from inside: namespaces, the root, /proc, /dev, /sys, and what may be done there.
 
 `enter` runs in the first process of a new PID namespace, which becomes the command. Until the root is ours everything
 named is the host's, and afterwards everything is the image's; so all that is needed of the host is opened or imported
-before, and the image's symlinks can lead nowhere but into the image.
+before, and the image's symlinks can lead nowhere but into the image. What the host gives is held as mounts that are
+attached nowhere yet, so that the host's root is gone before the first name in the container is looked up.
 
 The rules for /proc, /dev, /sys and the capabilities are Docker's defaults.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
+import struct
 from typing import NamedTuple
 
 from pullpipe import linux, stack
 from pullpipe.errors import RunError
+from pullpipe.runner import capabilities, places
+from pullpipe.runner.command import Identity
+from pullpipe.runner.walls import Bind, Device, Rights, Tmpfs, Walls
 from pullpipe.stack import Stack
 
-# capabilities(7), the numbers of <linux/capability.h>: what a container's root may do, as in Docker.
-_CAPABILITIES = {
-    "CHOWN": 0,
-    "DAC_OVERRIDE": 1,
-    "FOWNER": 3,
-    "FSETID": 4,
-    "KILL": 5,
-    "SETGID": 6,
-    "SETUID": 7,
-    "SETPCAP": 8,
-    "NET_BIND_SERVICE": 10,
-    "NET_RAW": 13,
-    "SYS_CHROOT": 18,
-    "MKNOD": 27,
-    "AUDIT_WRITE": 29,
-    "SETFCAP": 31,
-}
-CAPABILITIES = sum(1 << number for number in _CAPABILITIES.values())
-
-_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_DEVICES = tuple(
+    Device(f"/dev/{name}", f"/dev/{name}") for name in ("null", "zero", "full", "random", "urandom", "tty")
+)
 _DEVICE_LINKS = {
     "fd": "/proc/self/fd",
     "stdin": "/proc/self/fd/0",
@@ -45,23 +34,22 @@ _DEVICE_LINKS = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
-# What of /proc and /sys tells of the host, or changes it.
-_MASKED = (
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
+_NULL = os.makedev(1, 3)
+# What of /proc and /sys tells of the host, or changes it. There are no symlinks in these paths.
+_MASKED_PROC = (
+    *("acpi", "asound", "interrupts", "kcore", "keys", "latency_stats", "sched_debug", "scsi"),
+    *("timer_list", "timer_stats"),
 )
-_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_READ_ONLY_PROC = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+_MASKED_SYS = ("devices/virtual/powercap", "firmware")
+_PROCESSORS = "devices/system/cpu"
+_MASKED_PROCESSOR = "thermal_throttle"
 
-_GUARDED = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+_SIOCSIFFLAGS = 0x8914  # <linux/sockios.h>
+_IFF_UP = 0x1  # <linux/if.h>
+_COMMUNICATION = ("/dev/shm", "/dev/mqueue")
+
+_GUARDED = linux.ATTR_NOSUID | linux.ATTR_NODEV | linux.ATTR_NOEXEC
 
 
 class Plan(NamedTuple):
@@ -71,102 +59,235 @@ class Plan(NamedTuple):
     rootfs: str  # the mount point, an empty directory of the host
     hostname: str
     files: tuple[tuple[str, str], ...]  # (path on the host, path in the container): hosts, resolv.conf, hostname
+    walls: Walls = Walls()
+
+
+class _Given(NamedTuple):
+    """What the host gives: mounts that are attached nowhere yet, and where they go, in this order."""
+
+    usual: list[tuple[int, str]]
+    asked_for: list[tuple[int, str]]
 
 
 def enter(plan: Plan) -> int:
-    """Makes this process's world the container, and returns the capabilities that its root may have in it.
+    """Makes this process's world the container, and returns the capabilities that its root cannot have in it.
 
     Raises `KernelRefused`, `RunError` or `OSError`.
     """
     os.umask(0)
-    linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC)
+    _unshare(plan.walls)
     in_chroot = not linux.keep_mounts_here()
     socket.sethostname(plan.hostname)
+    given = _give(plan)
     # Devices that an image brings along do not work; the usual ones are made below, on a mount of their own.
     stack.mount(plan.stack, plan.rootfs, flags=linux.MS_NODEV)
-    files = [(os.open(source, os.O_PATH | os.O_CLOEXEC), target) for source, target in plan.files]
-    devices = [(os.open(f"/dev/{name}", os.O_PATH | os.O_CLOEXEC), f"/dev/{name}") for name in _DEVICES]
     os.chdir(plan.rootfs)
     linux.import_nothing_more()
     if in_chroot:
         os.chroot(".")
     else:
         linux.pivot_root(".", ".")  # the old root now lies over the new one, where "." still finds it
-    _mount_proc()
-    _mount_dev()
-    _mount_sys()
-    for source, target in (*devices, *files):
-        _bind_file(source, target)
-        os.close(source)
-    if not in_chroot:
         linux.umount(".", linux.MNT_DETACH)
     os.chdir("/")
-    _mask()
     os.umask(0o022)
+    _build(plan.walls, given)
     # The kernel pivots no chroot, and a root that may chroot can leave one.
-    return CAPABILITIES & ~(1 << _CAPABILITIES["SYS_CHROOT"]) if in_chroot else CAPABILITIES
+    return capabilities.SYS_CHROOT if in_chroot else 0
 
 
-def _mount_point(path: str) -> str:
-    """A directory of the image's root to mount on. An image that has a symlink there wants the mount elsewhere."""
+def _unshare(walls: Walls) -> None:
+    flags = linux.CLONE_NEWNS | linux.CLONE_NEWUTS
+    flags |= 0 if walls.host_ipc else linux.CLONE_NEWIPC
+    flags |= linux.CLONE_NEWNET if walls.network.kind == "none" else 0
+    linux.unshare(flags)
+    if walls.network.kind == "none":
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
+
+
+# What the host gives, while it can still be seen.
+
+
+def _give(plan: Plan) -> _Given:
+    walls = plan.walls
+    usual = [(_device(one), one.target) for one in _DEVICES]
+    if walls.host_ipc:
+        usual += [(linux.clone_tree(path), path) for path in _COMMUNICATION]
+    usual += [(_bind(source, linux.ATTR_NOSUID | linux.ATTR_NOEXEC), target) for source, target in plan.files]
+    # What lies deeper comes later, and so lies on top.
+    mounts = sorted(walls.mounts, key=lambda one: one.target.rstrip("/").count("/"))
+    asked_for = [(_user_mount(one), one.target) for one in mounts]
+    asked_for += [(_device(one), one.target) for one in walls.devices]
+    return _Given(usual, asked_for)
+
+
+def _user_mount(asked: Bind | Tmpfs) -> int:
+    if isinstance(asked, Tmpfs):
+        return linux.make_mount("tmpfs", dict(asked.options), asked.attributes | linux.ATTR_NODEV)
+    return _bind(asked.source, linux.ATTR_RDONLY if asked.read_only else 0, recursive=asked.recursive)
+
+
+def _bind(source: str, attributes: int, *, recursive: bool = False) -> int:
+    """A directory or file of the host. Nodes that root makes in it do not open: they could be the host's disks."""
+    tree = linux.clone_tree(source, recursive=recursive)
+    linux.set_attributes(tree, attributes | linux.ATTR_NODEV, recursive=recursive)
+    return tree
+
+
+def _device(asked: Device) -> int:
+    """A node of the host. To be read and written, but root in the container may not change the node's mode or owner."""
+    tree = linux.clone_tree(asked.source)
+    if not stat.S_ISCHR(mode := os.fstat(tree).st_mode) and not stat.S_ISBLK(mode):
+        raise RunError(f"{asked.source} is no device")
+    linux.set_attributes(tree, linux.ATTR_RDONLY | linux.ATTR_NOSUID | linux.ATTR_NOEXEC)
+    return tree
+
+
+# From here on: inside the container.
+
+
+def _build(walls: Walls, given: _Given) -> None:
+    proc = linux.make_mount("proc", {}, _GUARDED)
+    forbidden = os.fstat(proc).st_dev
+    _attach(proc, "/proc")
+    _mount_dev(walls)
+    _attach(linux.make_mount("sysfs", {}, _GUARDED | linux.ATTR_RDONLY), "/sys")
+    for tree, target in given.usual:
+        places.mount(tree, target, forbidden=forbidden)
+    null = os.open("/dev/null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    for tree, target in given.asked_for:
+        places.mount(tree, target, forbidden=forbidden)
+    _mask(proc, null)
+    os.close(null)
+    os.close(proc)
+
+
+def _attach(tree: int, path: str) -> None:
+    """Mounts on a directory of the root. An image that has a symlink there wants the mount elsewhere."""
     try:
         os.mkdir(path, 0o755)
     except FileExistsError:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             raise RunError(f"the image's {path} is not a directory, so nothing can be mounted there") from None
-    return path
+    place = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    linux.attach(tree, place, path)
+    os.close(place)
 
 
-def _mount_proc() -> None:
-    linux.mount("proc", _mount_point("/proc"), "proc", _GUARDED)
-
-
-def _mount_dev() -> None:
+def _mount_dev(walls: Walls) -> None:
     """Nodes that root makes here do not open, the host's disks among them: those that do are the host's own, bound."""
-    flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC | linux.MS_STRICTATIME
-    linux.mount("tmpfs", _mount_point("/dev"), "tmpfs", flags, "mode=755,size=65536k")
+    attributes = linux.ATTR_NOSUID | linux.ATTR_NODEV | linux.ATTR_NOEXEC | linux.ATTR_STRICTATIME
+    tree = linux.make_mount("tmpfs", {"mode": "755", "size": "65536k"}, attributes)
+    _attach(tree, "/dev")
+    os.close(tree)
     for name, target in _DEVICE_LINKS.items():
         os.symlink(target, f"/dev/{name}")
-    for name in ("pts", "shm", "mqueue"):
-        os.mkdir(f"/dev/{name}", 0o755)
-    terminals = linux.MS_NOSUID | linux.MS_NOEXEC
-    linux.mount("devpts", "/dev/pts", "devpts", terminals, "newinstance,ptmxmode=0666,mode=0620,gid=5")
-    linux.mount("shm", "/dev/shm", "tmpfs", _GUARDED, "mode=1777,size=65536k")
-    linux.mount("mqueue", "/dev/mqueue", "mqueue", _GUARDED)
+    terminals = {"mode": "0620", "ptmxmode": "0666", "gid": "5"}
+    shm = {"source": "shm", "mode": "1777", "size": str(walls.shm_size)}
+    made = [("/dev/pts", linux.make_mount("devpts", terminals, linux.ATTR_NOSUID | linux.ATTR_NOEXEC))]
+    if not walls.host_ipc:
+        made += [("/dev/shm", linux.make_mount("tmpfs", shm, _GUARDED))]
+        made += [("/dev/mqueue", linux.make_mount("mqueue", {}, _GUARDED))]
+    for path, tree in made:
+        _attach(tree, path)
+        os.close(tree)
 
 
-def _mount_sys() -> None:
-    linux.mount("sysfs", _mount_point("/sys"), "sysfs", _GUARDED | linux.MS_RDONLY)
+def _mask(proc: int, null: int) -> None:
+    """Hides what tells of the host, and keeps what would change it from being written to.
+
+    Every place is reached from the open root of /proc or /sys, and what comes to lie on it is known by what it is, not
+    by a name (CVE-2025-31133).
+    """
+    status = os.fstat(null)
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _NULL:
+        raise RunError("this machine's /dev/null is something else, so nothing can be hidden behind it; mend it")
+    blank = -1
+    sys = os.open("/sys", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    masked = [(proc, path) for path in _MASKED_PROC] + [(sys, path) for path in (*_MASKED_SYS, *_processors(sys))]
+    for top, path in masked:
+        if (place := _below(top, path)) is None:
+            continue
+        if not stat.S_ISDIR(os.fstat(place).st_mode):
+            tree = linux.clone_tree(null)
+        elif blank < 0:
+            tree = blank = linux.make_mount("tmpfs", {"size": "0"}, _GUARDED | linux.ATTR_RDONLY)
+        else:
+            tree = linux.clone_tree(blank)
+        linux.attach(tree, place, path)
+        os.close(place)
+        if tree != blank:
+            os.close(tree)
+    for path in _READ_ONLY_PROC:
+        if (place := _below(proc, path)) is not None:
+            tree = linux.clone_tree(place, recursive=True)
+            linux.set_attributes(tree, _GUARDED | linux.ATTR_RDONLY, recursive=True)
+            linux.attach(tree, place, path)
+            os.close(place)
+            os.close(tree)
+    for descriptor in (sys, *(() if blank < 0 else (blank,))):
+        os.close(descriptor)
 
 
-def _bind_file(source: int, target: str) -> None:
-    """Shows an open file of the host at a path of the container, which the kernel resolves inside the container."""
-    target = os.path.realpath(target)  # systemd distributions have a symlink to what only systemd makes
-    os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
-    if not os.path.exists(target):
-        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
-    linux.mount(f"/proc/self/fd/{source}", target, "", linux.MS_BIND)
+def _processors(sys: int) -> list[str]:
+    """Where it stands how often each processor was too hot: what the host does can be read from it."""
+    if (place := _below(sys, _PROCESSORS)) is None:
+        return []
+    directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
+    names = [name for name in os.listdir(directory) if name[3:].isdigit()]
+    os.close(directory)
+    os.close(place)
+    return [f"{_PROCESSORS}/{name}/{_MASKED_PROCESSOR}" for name in names]
 
 
-def _mask() -> None:
-    for path in _MASKED:
-        if os.path.isdir(path):
-            linux.mount("tmpfs", path, "tmpfs", _GUARDED | linux.MS_RDONLY, "size=0")
-        elif os.path.exists(path):
-            linux.mount("/dev/null", path, "", linux.MS_BIND)
-    for path in _READ_ONLY:
-        if os.path.exists(path):
-            linux.mount(path, path, "", linux.MS_BIND | linux.MS_REC)
-            linux.mount("", path, "", linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | _GUARDED)
+def _below(top: int, path: str) -> int | None:
+    """What is there, if it is and no symlink leads to it."""
+    found = os.dup(top)
+    try:
+        for name in path.split("/"):
+            inner = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=found)
+            os.close(found)
+            found = inner
+    except OSError:
+        os.close(found)
+        return None
+    if stat.S_ISLNK(os.fstat(found).st_mode):
+        os.close(found)
+        return None
+    return found
 
 
-def give_up_rights(uid: int, gid: int, groups: tuple[int, ...], capabilities: int) -> None:
-    """Becomes the user, with no more than these capabilities, which root keeps. Raises `KernelRefused`."""
-    linux.drop_bounding_capabilities(capabilities)
-    os.setgroups(groups)
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)  # the kernel takes the capabilities of whoever stops being root
-    linux.set_capabilities(capabilities if uid == 0 else 0)
+def close_root(walls: Walls) -> None:
+    """After the last thing that has to be made in the root: if it is to be read-only, from here on it is."""
+    if walls.read_only:
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        linux.set_attributes(root, linux.ATTR_RDONLY)
+        os.close(root)
+
+
+def give_up_rights(identity: Identity, rights: Rights, withheld: int = 0) -> None:
+    """Becomes the user, with these rights and no more. `withheld`: capabilities that not even root has here.
+
+    Raises `RunError`, `KernelRefused`.
+    """
+    held = linux.capabilities()
+    if lacking := rights.demanded & ~(held & ~withheld):
+        names = ", ".join(capabilities.names_of(lacking))
+        raise RunError(f"pullpipe has not the capability {names} itself here, so it cannot give it to the container")
+    kept = rights.capabilities & held & ~withheld
+    for name, soft, hard in rights.limits:
+        linux.set_limit(name, soft, hard)
+    if rights.filter and not rights.no_new_privileges:
+        linux.load_filter(rights.filter)  # while we may
+    linux.drop_bounding_capabilities(kept)
+    os.setgroups(identity.groups)
+    os.setresgid(identity.gid, identity.gid, identity.gid)
+    os.setresuid(identity.uid, identity.uid, identity.uid)  # the kernel takes the capabilities of a root that was
+    linux.set_capabilities(kept if identity.uid == 0 else 0)
+    if rights.no_new_privileges:
+        linux.no_new_privileges()
+        if rights.filter:
+            linux.load_filter(rights.filter)
 
 
 def own_streams(uid: int) -> None:
