@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TypeAlias
@@ -56,7 +57,9 @@ def enter_below(parent: OpenDirectory, name: bytes) -> int:
         return NOTHING
     try:
         return os.open(name, ENTER, dir_fd=parent.below)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
         return NOTHING
 
 
@@ -66,7 +69,9 @@ def symlink_below(parent: OpenDirectory, name: bytes) -> bytes | None:
         return None
     try:
         return os.readlink(name, dir_fd=parent.below)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EINVAL):
+            raise
         return None
 
 

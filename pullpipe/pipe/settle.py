@@ -160,7 +160,9 @@ def _look_up(stack: Sequence[str], path: str, transparent: Container[int] = ()) 
 def _is_opaque(directory: str) -> bool:
     try:
         return os.getxattr(directory, opaque_attribute()) == b"y"
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.ENOTSUP):
+            raise
         return False
 
 

@@ -53,6 +53,7 @@ def images() -> dict[str, Image]:
             Hardlink("data/again", "data/large"),
             Device("data/null", 1, 3),
             Dir("data/sub"),
+            Dir("data/sub/inner", mode=0o700),
             File("data/sub/deep", rng.randbytes(90_000)),
         ],
         "zstd",
@@ -61,10 +62,11 @@ def images() -> dict[str, Image]:
         [File("lib/beside", b"below a symlink of the shell's layer"), File("data/implied", b"its directory is not")]
     )
     hiding = Layer([Whiteout("data/setuid"), Opaque("data/sub"), File("data/sub/new", rng.randbytes(3_000))])
+    over = Layer([File("data/sub/inner/new", b"in a directory that is not the hidden one")])
     other = Layer([File("other", rng.randbytes(400_000)), File("data/other", b"again implied")], None)
     command = {"Cmd": ["/bin/true"]}
     return {
-        "one": Image([shell, data, beside, hiding], command),
+        "one": Image([shell, data, beside, hiding, over], command),
         "two": Image([shell, other], command),
         "three": Image([data, other, hiding]),
     }
