@@ -200,7 +200,8 @@ class Ingest:
 
     def commit(self) -> None:
         """Gives the blob its name. The caller has proven size and digest, and flushed the file if that is due."""
-        os.makedirs(self.parent, mode=0o700, exist_ok=True)
+        with suppress(FileExistsError):
+            os.mkdir(self.parent, 0o700)
         os.rename(self.path, self.final)
 
     def discard(self) -> None:

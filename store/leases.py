@@ -28,7 +28,8 @@ class Leases:
 
     def grant(self, digest: Digest) -> None:
         """Leases the blob, or prolongs its lease. The caller holds the store shared, and has seen the blob."""
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)  # a store that an older program made has none
+        with suppress(FileExistsError):
+            os.mkdir(self._directory, 0o700)  # a store that an older program made has none
         path = os.path.join(self._directory, f"{digest.algorithm}-{digest.hex}")
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from store import durable, guard, locks
@@ -104,7 +104,8 @@ class Store:
         """Makes what is missing; the version last, for where it stands the rest does."""
         with locks.held(os.path.join(self.root, "create.lock")):
             for name in _DIRECTORIES:
-                os.makedirs(os.path.join(self.root, name), mode=0o700, exist_ok=True)
+                with suppress(FileExistsError):
+                    os.mkdir(os.path.join(self.root, name), 0o700)
             version = f"{FORMAT}\n" if self._attributes == "trusted" else f"{FORMAT} {self._attributes}\n"
             contents = (_LAYOUT, EMPTY_INDEX, version.encode())
             for name, data in zip(_FILES, contents, strict=True):

@@ -187,7 +187,8 @@ class Staging(Generic[_I]):
 
     def commit(self) -> None:
         """Gives the tree its name, unless somebody did so meanwhile. The caller has flushed it if that is due."""
-        os.makedirs(self.parent, mode=0o700, exist_ok=True)
+        with suppress(FileExistsError):
+            os.mkdir(self.parent, 0o700)
         if self._replace and exists(self._final):
             durable.exchange(self.path, self._final)
             return
@@ -266,8 +267,15 @@ def remove_tree(path: str) -> None:
     """Removes what is at `path`, a directory with all that is in it, following no symlink; nothing there is fine.
 
     However deep it is: a container may nest directories deeper than a path can name or a program recurse. So a
-    directory's subdirectories are moved up to the top before it goes.
+    directory's subdirectories are moved up to the top before it goes. Raises `OSError` about `path`.
     """
+    try:
+        _remove(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+
+
+def _remove(path: str) -> None:
     try:
         top = os.open(path, _DIRECTORY)
     except FileNotFoundError:

@@ -173,4 +173,5 @@ async def _hear(channel: Channel, directory: str, report: Callable[[int], None])
 
 
 def _kernel_refused(why: str) -> KernelRefused:
-    return KernelRefused(f"{why}; unpacking takes root's rights, in a container CAP_SYS_ADMIN, too")
+    remedy = "" if ";" in why else "; unpacking takes root's rights, in a container CAP_SYS_ADMIN, too"
+    return KernelRefused(f"{why}{remedy}")
