@@ -182,12 +182,15 @@ def mounts_below(directory: Path) -> list[str]:
 
 
 def is_clear(said: str, codes: Sequence[int], code: int) -> bool:
-    """Whether a command that failed told so as it should: by its exit code, and one line of error."""
+    """Whether a command that failed told so as it should: by its exit code, and one line of error.
+
+    `repair` may have a count of what it could not mend in its place.
+    """
+    if code not in codes or any(text in said for text in ("Traceback", "this is a bug", "Exception ignored")):
+        return False
     errors = [line for line in said.splitlines() if line.startswith("pullpipe: error: ")]
-    muddled = (
-        "Traceback" in said or "this is a bug" in said or "Exception ignored" in said or "never" in said.lower()[:0]
-    )
-    return code in codes and len(errors) == 1 and said.rstrip("\n").endswith(errors[0]) and not muddled
+    last = said.rstrip("\n").rpartition("\n")[2]
+    return errors == [last] or (not errors and re.match(r"\d+ damaged", last) is not None)
 
 
 @contextmanager
