@@ -118,8 +118,13 @@ class Channel:
     async def hear(self) -> dict[str, Any] | None:
         """The job's next message; None when it has ended."""
         try:
-            line = await self._reader.readline()
-        except (ConnectionError, ValueError):  # ValueError: longer than any that a sound worker sends
+            try:
+                line = await self._reader.readline()
+            except ConnectionError:  # it ended with words of ours unread; its own last ones have come all the same
+                self._reader.set_exception(None)  # type: ignore[arg-type]
+                self._reader.feed_eof()
+                line = await self._reader.readline()
+        except ValueError:  # longer than any that a sound worker sends
             return None
         return json.loads(line) if line.endswith(b"\n") else None
 
