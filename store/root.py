@@ -151,12 +151,13 @@ class Store:
 
     def mend(self) -> None:
         """Has the store's own files and directories as they should be, but for the records. Raises `OSError`."""
-        for name, _ in self.problems():
-            if name == "oci-layout":
-                durable.write_file(os.path.join(self.root, name), _LAYOUT, durable=self._durable)
-        for name in _DIRECTORIES:
-            os.makedirs(os.path.join(self.root, name), exist_ok=True)
-            os.chmod(os.path.join(self.root, name), 0o700)
+        with locks.held(os.path.join(self.root, "create.lock")):
+            for name, _ in self.problems():
+                if name == "oci-layout":
+                    durable.write_file(os.path.join(self.root, name), _LAYOUT, durable=self._durable)
+            for name in _DIRECTORIES:
+                os.makedirs(os.path.join(self.root, name), exist_ok=True)
+                os.chmod(os.path.join(self.root, name), 0o700)
 
     def flush(self) -> None:
         """Has all that was written on disk; for whoever is about to `publish` while others have to wait."""
