@@ -137,6 +137,7 @@ class Survey:
         return f"its files have {found} bytes, and {recorded} were unpacked" if found != recorded else ""
 
     def remedy(self, key: Key) -> str:
+        """What helps against damage of it."""
         if key not in self.users:
             return "`pullpipe repair` removes it"
         if key[0] != "blob":
@@ -249,8 +250,8 @@ class Survey:
         if blob is None or digest in self._configs:
             try:
                 self.store.blobs.read(digest)
-            except Corrupt:
-                return WRONG_DIGEST
+            except Corrupt as error:
+                return "it cannot be read" if error.__cause__ else WRONG_DIGEST
         return ""
 
     def _wrong_with_stack(self, chain_id: Digest) -> str:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from store.digest import Digest
-from store.errors import Corrupt, InUse, InvalidDigest, NotInStore
+from store.errors import UNREADABLE, Corrupt, InUse, InvalidDigest, NotInStore
 from store.locks import Lock, exists, is_at
 
 _numbers = itertools.count()
@@ -75,6 +75,12 @@ class Blobs:
                 data = file.read()
         except FileNotFoundError as error:
             raise NotInStore(f"blob {digest} is not in the store; pull the image again") from error
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            raise Corrupt(
+                f"blob {digest} cannot be read ({error.strerror}); `pullpipe repair` fetches it again"
+            ) from error
         if verify and not digest.matches(data):
             raise Corrupt(f"blob {digest} is damaged in the store; `pullpipe repair` fetches it again")
         return data

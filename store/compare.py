@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack
+
+from store.errors import UNREADABLE
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -14,7 +15,6 @@ _PIECE = 1 << 20  # bytes of content at a time
 _STEP = 15  # names of a path at a time: the kernel takes 4096 bytes
 _NAMESPACES = ("user.", "trusted.", "security.", "system.")  # others tell of the file system: btrfs.compression
 _OF_THE_MACHINE = frozenset({"security.selinux", "security.ima", "security.evm"})  # which gives and changes them
-UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})  # what a disk or a file system says that is damaged
 
 
 def differences(tree: str, original: str) -> Iterator[str]:

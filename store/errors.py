@@ -12,6 +12,10 @@ Each message is one line that says what failed, on what, and what to do.
 
 from __future__ import annotations
 
+import errno
+
+UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})  # of a disk or a file system that is damaged
+
 
 class StoreError(Exception):
     """Anything that the store refuses or cannot do."""

@@ -17,9 +17,9 @@ from contextlib import contextmanager, suppress
 from typing import Generic, Protocol, TypeVar
 
 from store import durable
-from store.compare import UNREADABLE, differences
+from store.compare import differences
 from store.digest import Digest
-from store.errors import Corrupt, InvalidDigest, NotInStore
+from store.errors import UNREADABLE, Corrupt, InvalidDigest, NotInStore
 from store.locks import Lock, exists, is_at
 
 
@@ -76,6 +76,10 @@ class Trees(Generic[_I]):
             raise NotInStore(f"{path} is not in the store; pull the image again") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Corrupt(f"{path} is damaged; `pullpipe repair` makes it anew") from error
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            raise Corrupt(f"{path} cannot be read ({error.strerror}); `pullpipe repair` makes it anew") from error
 
     def problem(self, digest: Digest) -> str:
         """What is wrong with the tree as far as its outside tells; empty when that is nothing."""

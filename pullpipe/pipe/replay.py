@@ -35,7 +35,7 @@ from pullpipe.pipe.worker import Limits
 from pullpipe.progress import Progress
 from pullpipe.verify import WRONG_DIGEST, Finding, Key, Survey
 from store import Digest, LayerInfo, StackInfo, Staging, StoreError
-from store.compare import UNREADABLE
+from store.errors import UNREADABLE
 from store.locks import is_at
 from store.trees import pinned
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -35,6 +36,8 @@ from tests.conftest import PROJECT, Cli, require
 from tests.support.documents import Layout
 from tests.support.images import Dir, File, Image, Layer, write_layout
 from tests.support.registry import Registry
+from tests.torture.calls import Call, supervised
+from tests.torture.rig import command
 
 pytestmark = pytest.mark.needs_root
 
@@ -382,6 +385,44 @@ class TestBlobsThatAreNotUnpacked:
         blob.write_bytes(data[:-1] + b"x")
         assert verify(cli) == []
         assert told(verify(cli, "--deep", code=1)) == [("damaged", "blob", layers_of(theirs)[0]["digest"])]
+
+
+class TestDyingDisk:
+    """It does not give back what it was given: each kind of thing that is read may be what it keeps."""
+
+    @pytest.mark.parametrize(
+        ("what", "kind", "problem"),
+        [
+            ("manifest", "blob", "it cannot be read"),
+            ("config", "blob", "it cannot be read"),
+            ("blob", "blob", "it cannot be read: Input/output error"),
+            ("file", "layer", "lower: its content differs"),
+            ("tree", "layer", "it cannot be read: Input/output error"),
+            ("record", "layer", "its layer.json is damaged"),
+        ],
+    )
+    def test_is_told_as_damage(
+        self, image: str, layout: Path, store_root: Path, what: str, kind: str, problem: str
+    ) -> None:
+        """Of that alone."""
+        digests = {
+            "manifest": digest_of(layout),
+            "config": document(layout, digest_of(layout))["config"]["digest"],
+            "blob": layers_of(layout)[0]["digest"],
+        }
+        tree = store_root / "layers" / file_layer("lower").diff_id.replace(":", "/")
+        places = {name: store_root / "blobs" / digest.replace(":", "/") for name, digest in digests.items()}
+        places |= {"file": tree / "fs/lower", "tree": tree / "fs", "record": tree / "layer.json"}
+
+        def decide(call: Call, _: int) -> int:
+            reads = call.name in ("read", "pread64", "getdents64")
+            return errno.EIO if reads and call.path == str(places[what]) else 0
+
+        words = ("verify", "--deep", "--quiet", "--format=json")
+        done = supervised(command(store_root, *words), [store_root], decide, reading=True)
+        findings = json.loads(done.out)
+        assert [(f["kind"], f["problem"]) for f in findings if f["state"] == "damaged"] == [(kind, problem)]
+        assert (done.code, done.said) == (1, "")
 
 
 @contextmanager
