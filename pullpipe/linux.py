@@ -5,6 +5,7 @@ Each raises `KernelRefused` with what it was asked and the kernel's reason, and 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -65,6 +66,7 @@ LIMITS = (
 # <linux/prctl.h>, <linux/seccomp.h>, <linux/capability.h>
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
+_PR_SET_NAME = 15
 _PR_SET_SECCOMP = 22
 _SECCOMP_MODE_FILTER = 2
 _PR_CAPBSET_DROP = 24
@@ -171,7 +173,7 @@ def fork_first() -> int:
     us = os.pidfd_open(os.getpid())
     numbers, number = os.pipe()
     starts, start = os.pipe()
-    _prctl("adopt a process", _PR_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
     between = os.fork()
     if between == 0:
         try:
@@ -201,6 +203,33 @@ def fork_first() -> int:
     if answer.startswith("!") or not answer:
         raise KernelRefused(answer[1:] or "the kernel refused to make a PID namespace")
     return int(answer)
+
+
+def fork_tied() -> int:
+    """os.fork(2), but the child is killed when its parent ends."""
+    us = os.pidfd_open(os.getpid())
+    child = os.fork()
+    if child == 0:
+        end_with_parent(signal.SIGKILL)
+        if select.select([us], [], [], 0)[0]:
+            os._exit(1)  # we ended before it was tied to us
+    os.close(us)
+    return child
+
+
+def adopt_orphans() -> None:
+    """From here on, what this process's descendants leave behind become its children (PR_SET_CHILD_SUBREAPER)."""
+    _prctl("adopt processes", _PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_children() -> None:
+    """Kills all children, and theirs as far as they are adopted, and reaps them."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+                for child in file.read().split():
+                    os.kill(int(child), signal.SIGKILL)
+            os.waitpid(-1, 0)
 
 
 def end_with_parent(number: int) -> None:
@@ -266,23 +295,34 @@ def hide_argument(argument: str, *, shown: int) -> None:
     """Writes asterisks over all but the first characters of this word of our command line, or of what stands behind an
     option's `=`: from here on, `ps` does not show it. Does nothing where the memory is not as proc(5) says."""
     word, kept = os.fsencode(argument), len(os.fsencode(argument[:shown]))
-    try:
-        with open("/proc/self/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()  # those from the third one on
-        start, end = int(fields[48 - 3]), int(fields[49 - 3])  # arg_start, arg_end
-        with open("/proc/self/cmdline", "rb") as file:
-            line = file.read()  # the kernel reads it from there
-    except (OSError, ValueError, IndexError):
-        return
-    if start == 0 or len(line) != end - start or not line.endswith(b"\0"):
-        return
-    at = start
+    at, line = _command_line()
     for one in line.split(b"\0")[:-1]:
         option = one.startswith(b"--") and one.endswith(b"=" + word)
         if (one == word or option) and ctypes.string_at(at, len(one) + 1) == one + b"\0":
             hidden = len(word) - kept
             ctypes.memmove(at + len(one) - hidden, b"*" * hidden, hidden)
         at += len(one) + 1
+
+
+def call_this_process(name: str) -> None:
+    """Has `ps` show this instead of our command line, as far as the memory is as proc(5) says."""
+    at, line = _command_line()
+    ctypes.memmove(at, name.encode().ljust(len(line), b"\0"), len(line))
+    _libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
+def _command_line() -> tuple[int, bytes]:
+    """Where the kernel reads it, and what it is; of no length where the memory is not as proc(5) says."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()  # those from the third one on
+        start, end = int(fields[48 - 3]), int(fields[49 - 3])  # arg_start, arg_end
+        with open("/proc/self/cmdline", "rb") as file:
+            line = file.read()
+    except (OSError, ValueError, IndexError):
+        return 0, b""
+    known = start != 0 and len(line) == end - start and line.endswith(b"\0")
+    return (start, line) if known else (0, b"")
 
 
 class _Filters(ctypes.Structure):

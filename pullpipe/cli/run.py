@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 from pullpipe import local
 from pullpipe.cli.common import add_pull_options, open_store, require_root
 from pullpipe.cli.provide import provide
+from pullpipe.cli.walls import add_wall_options, walls_of
+from pullpipe.errors import BadArgument
 from pullpipe.reference import Reference
 from pullpipe.runner import container
 from pullpipe.runner.command import Overrides
@@ -25,6 +28,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-w", "--workdir", default="", metavar="DIR", help="instead of the image's WorkingDir")
     parser.add_argument("-u", "--user", default="", metavar="USER[:GROUP]", help="instead of the image's User")
     parser.add_argument("--entrypoint", metavar="PROGRAM", help="instead of the image's Entrypoint and Cmd")
+    parser.add_argument("--env-file", action="append", default=[], metavar="FILE", help="set those that stand there")
+    parser.add_argument(
+        "--group-add", action="append", default=[], metavar="GROUP", help="be a member of this one, too; name or number"
+    )
+    add_wall_options(parser)
     add_pull_options(parser, policy="missing")
     parser.add_argument("reference", metavar="IMAGE")
     parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="instead of the image's Cmd")
@@ -33,14 +41,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     require_root("running a container")
     reference = Reference.parse(arguments.reference)
+    walls = walls_of(arguments)
+    env = [variable for path in arguments.env_file for variable in _variables(path)]
     store = open_store(arguments)
     image = local.load(store, provide(store, reference, arguments))
     overrides = Overrides(
         arguments=tuple(arguments.command),
         entrypoint=arguments.entrypoint,
-        env=tuple(arguments.env),
+        env=(*env, *arguments.env),
         working_dir=arguments.workdir,
         user=arguments.user,
+        groups=tuple(arguments.group_add),
     )
     options = container.Options(
         overrides=overrides,
@@ -49,5 +60,22 @@ def run(arguments: argparse.Namespace) -> int:
         interactive=arguments.interactive,
         terminal=arguments.tty,
         remove=arguments.rm,
+        walls=walls,
     )
     return container.run(store, image, options)
+
+
+def _variables(path: str) -> Iterator[str]:
+    """Of a file that has NAME=VALUE, or NAME, in each line, or a comment behind #. As in Docker, quotes stay.
+
+    Raises `BadArgument`, `OSError`.
+    """
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            text = line.rstrip("\r\n").lstrip()
+            name = text.partition("=")[0]
+            if not text or text.startswith("#"):
+                continue
+            if not name or any(character.isspace() for character in name):
+                raise BadArgument(f"{path}, line {number}: {name!r} is no name of a variable")
+            yield text

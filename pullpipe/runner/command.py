@@ -28,6 +28,7 @@ class Overrides(NamedTuple):
     env: tuple[str, ...] = ()  # NAME=VALUE, or NAME to pass on our own
     working_dir: str = ""
     user: str = ""
+    groups: tuple[str, ...] = ()  # more of them, names or numbers
 
 
 class Command(NamedTuple):
@@ -37,6 +38,7 @@ class Command(NamedTuple):
     env: Mapping[str, str]
     working_dir: str
     user: str
+    groups: tuple[str, ...]  # besides the user's own
 
 
 class Identity(NamedTuple):
@@ -69,14 +71,18 @@ def plan(config: ImageConfig, overrides: Overrides, ambient: Mapping[str, str], 
             env[name] = ambient[name]
     if any("\0" in text for text in (*argv, *env, *env.values())):
         raise RunError("the command or its environment holds a NUL character; the image is damaged")
-    return Command(argv, env, overrides.working_dir or config.working_dir or "/", overrides.user or config.user)
+    directory = overrides.working_dir or config.working_dir or "/"
+    return Command(argv, env, directory, overrides.user or config.user, overrides.groups)
 
 
 # From here on: inside the container.
 
 
-def identify(user: str) -> Identity:
-    """Looks up `USER[:GROUP]`, names or numbers, in the container's /etc/passwd and /etc/group. Raises `RunError`."""
+def identify(user: str, more_groups: tuple[str, ...] = ()) -> Identity:
+    """Looks up `USER[:GROUP]` and more groups, names or numbers, in the container's /etc/passwd and /etc/group.
+
+    Raises `RunError`.
+    """
     name, colon, group = (user or "0").partition(":")
     accounts = _accounts("/etc/passwd", 7)
     account = next((fields for fields in accounts if fields[0] == name), None)
@@ -89,14 +95,19 @@ def identify(user: str) -> Identity:
     groups_file = _accounts("/etc/group", 4)
     groups: tuple[int, ...] = ()
     if colon and group:
-        found = next((fields for fields in groups_file if fields[0] == group), None)
-        if found is None and not _is_number(group):
-            raise RunError(f"the image has no group {group!r} in its /etc/group; choose one with --user")
-        gid = _id(found[2] if found else group, f"group {group!r}")
+        gid = _group(group, groups_file, "--user")
     elif account:
         members = [fields for fields in groups_file if account[0] in fields[3].split(",")]
         groups = tuple(_id(fields[2], f"group {fields[0]!r}") for fields in members)
-    return Identity(uid, gid, tuple(sorted({gid, *groups})), (account[5] if account else "") or "/")
+    more = [_group(one, groups_file, "--group-add") for one in more_groups]
+    return Identity(uid, gid, tuple(sorted({gid, *groups, *more})), (account[5] if account else "") or "/")
+
+
+def _group(group: str, groups_file: list[list[str]], option: str) -> int:
+    found = next((fields for fields in groups_file if fields[0] == group), None)
+    if found is None and not _is_number(group):
+        raise RunError(f"the image has no group {group!r} in its /etc/group; choose one with {option}")
+    return _id(found[2] if found else group, f"group {group!r}")
 
 
 def _accounts(path: str, fields: int) -> list[list[str]]:

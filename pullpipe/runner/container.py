@@ -19,7 +19,7 @@ from typing import NamedTuple, NoReturn, Self
 from pullpipe import linux, stack
 from pullpipe.errors import CommandNotExecutable, CommandNotFound, NeedsRoot, PullpipeError, RunError
 from pullpipe.local import LocalImage
-from pullpipe.runner import command, names, sandbox, seccomp
+from pullpipe.runner import command, init, names, sandbox, seccomp
 from pullpipe.runner.command import Command, Overrides
 from pullpipe.runner.walls import Walls
 from store import Container, Store, StoreError
@@ -99,7 +99,11 @@ def _start(store: Store, container: Container, planned: Command, options: Option
         walls=walls._replace(rights=walls.rights._replace(filter=program)),
     )
     ours, theirs = socket.socketpair()
-    pid = linux.fork_first()
+    if walls.host_pids:
+        linux.adopt_orphans()  # nothing but us ends them
+        pid = linux.fork_tied()
+    else:
+        pid = linux.fork_first()
     if pid == 0:
         ours.close()
         _become(plan, planned, options, theirs)
@@ -112,6 +116,8 @@ def _start(store: Store, container: Container, planned: Command, options: Option
                 signals.wait_for(signals.process)
                 _, status = os.waitpid(pid, 0)
     finally:
+        if walls.host_pids:
+            linux.end_children()
         if os.path.ismount(plan.rootfs):  # from within a chroot a shared mount cannot be made private: it came through
             linux.umount(plan.rootfs, linux.MNT_DETACH)
     code = os.waitstatus_to_exitcode(status)
@@ -157,7 +163,7 @@ def _become(plan: sandbox.Plan, planned: Command, options: Options, channel: soc
             channel.recv(1)  # until the terminal has its size
             terminal.become_controlling(slave)
             os.close(slave)
-        identity = command.identify(planned.user)
+        identity = command.identify(planned.user, planned.groups)
         if options.terminal:
             os.fchown(0, identity.uid, -1)
         else:
@@ -167,6 +173,8 @@ def _become(plan: sandbox.Plan, planned: Command, options: Options, channel: soc
         sandbox.give_up_rights(identity, plan.walls.rights, withheld)
         linux.end_with_parent(signal.SIGKILL)  # again: the change of user took it back
         _check_runner(channel)
+        if plan.walls.init:
+            init.stay_behind(terminal=options.terminal)
         command.execute(planned._replace(env={"HOSTNAME": plan.hostname, "HOME": identity.home, **planned.env}))
     except (PullpipeError, StoreError, OSError) as error:
         _report(channel, type(error).__name__, str(error))

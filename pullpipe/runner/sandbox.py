@@ -47,7 +47,6 @@ _MASKED_PROCESSOR = "thermal_throttle"
 
 _SIOCSIFFLAGS = 0x8914  # <linux/sockios.h>
 _IFF_UP = 0x1  # <linux/if.h>
-_COMMUNICATION = ("/dev/shm", "/dev/mqueue")
 
 _GUARDED = linux.ATTR_NOSUID | linux.ATTR_NODEV | linux.ATTR_NOEXEC
 
@@ -112,7 +111,7 @@ def _give(plan: Plan) -> _Given:
     walls = plan.walls
     usual = [(_device(one), one.target) for one in _DEVICES]
     if walls.host_ipc:
-        usual += [(linux.clone_tree(path), path) for path in _COMMUNICATION]
+        usual.append((_bind("/dev/shm", linux.ATTR_NOSUID | linux.ATTR_NOEXEC), "/dev/shm"))
     usual += [(_bind(source, linux.ATTR_NOSUID | linux.ATTR_NOEXEC), target) for source, target in plan.files]
     # What lies deeper comes later, and so lies on top.
     mounts = sorted(walls.mounts, key=lambda one: one.target.rstrip("/").count("/"))
@@ -185,9 +184,9 @@ def _mount_dev(walls: Walls) -> None:
     terminals = {"mode": "0620", "ptmxmode": "0666", "gid": "5"}
     shm = {"source": "shm", "mode": "1777", "size": str(walls.shm_size)}
     made = [("/dev/pts", linux.make_mount("devpts", terminals, linux.ATTR_NOSUID | linux.ATTR_NOEXEC))]
+    made.append(("/dev/mqueue", linux.make_mount("mqueue", {}, _GUARDED)))  # shows those of the IPC namespace
     if not walls.host_ipc:
-        made += [("/dev/shm", linux.make_mount("tmpfs", shm, _GUARDED))]
-        made += [("/dev/mqueue", linux.make_mount("mqueue", {}, _GUARDED))]
+        made.append(("/dev/shm", linux.make_mount("tmpfs", shm, _GUARDED)))
     for path, tree in made:
         _attach(tree, path)
         os.close(tree)
