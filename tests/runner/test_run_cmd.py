@@ -18,126 +18,19 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import PROJECT, Cli, require
-from tests.support.images import Dir, Entry, Fifo, File, Image, Layer, Symlink, host_shell_layers, write_layout
+from tests.runner.rig import Run, containers, error, line, out, started, status
+from tests.support.images import Dir, Entry, Fifo, File, Symlink
 from tests.support.processes import PATIENCE, Watched, children, descendants, first_of_a_namespace, until
 from tests.support.tree import difference, snapshot
 
 pytestmark = pytest.mark.needs_root
 
 DOCKERS_CAPABILITIES = 0xA80425FB
-BASE = host_shell_layers()
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(scope="module")
-def busybox() -> None:
-    """Most tests want more commands than a shell: those of Debian's busybox."""
-    require("busybox")
-
-
-@pytest.fixture
-def load(cli: Cli, tmp_path: Path) -> Callable[..., None]:
-    """A function that puts an image called `test` into the store: the shell, these entries, this config."""
-
-    def load(*entries: Entry, config: Mapping[str, object] | None = None, base: bool = True) -> None:
-        layers = [*(BASE if base else []), *([Layer(entries)] if entries else [])]
-        write_layout(tmp_path / "layout", {"t": Image(layers, config or {})})
-        done = cli("load", "--quiet", "--durability=none", "-t", "test", tmp_path / "layout")
-        assert done.returncode == 0, done.stderr
-
-    return load
-
-
-@pytest.fixture
-def image(load: Callable[..., None], busybox: None) -> None:
-    """The shell alone, as `test`."""
-    load()
-
-
-@pytest.fixture(scope="module")
-def shell_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with the shell alone, as `test`: for the tests that change nothing in it."""
-    require("busybox")
-    top = tmp_path_factory.mktemp("shell")
-    write_layout(top / "layout", {"t": Image(BASE)})
-    done = pullpipe(top / "root", "load", "--quiet", "--durability=none", "-t", "test", str(top / "layout"))
-    assert done.returncode == 0, done.stderr
-    return top / "root"
-
-
-def pullpipe(root: Path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """The command, on this store."""
-    command = [sys.executable, "-m", "pullpipe", "--root", str(root), *arguments]
-    return subprocess.run(command, cwd=PROJECT, input=stdin, capture_output=True, encoding="utf-8", timeout=60)
-
-
-@pytest.fixture
-def run(shell_root: Path) -> Run:
-    """`pullpipe run --rm OPTIONS test ARGUMENTS`; the options end at the image's name."""
-
-    def run(*arguments: str, options: tuple[str, ...] = (), stdin: str = "") -> subprocess.CompletedProcess[str]:
-        return pullpipe(shell_root, "run", "--rm", *options, "test", *arguments, stdin=stdin)
-
-    return run
-
-
-def out(done: subprocess.CompletedProcess[str]) -> str:
-    """What the command printed, without the last newline, when it went well."""
-    assert done.returncode == 0, done.stderr
-    return done.stdout.removesuffix("\n")
-
-
-def error(done: subprocess.CompletedProcess[str], code: int) -> str:
-    """The one line that says what went wrong."""
-    assert done.returncode == code, (done.stdout, done.stderr)
-    assert done.stderr.startswith("pullpipe: error: "), done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "bug" not in done.stderr, done.stderr
-    return done.stderr
-
-
-@contextmanager
-def started(
-    root: Path, *arguments: str, stdin: int = subprocess.DEVNULL, pass_fds: tuple[int, ...] = ()
-) -> Iterator[subprocess.Popen[bytes]]:
-    """`pullpipe run` on its own; killed at the end if it still runs."""
-    command = [sys.executable, "-m", "pullpipe", "--root", str(root), "run", *arguments]
-    with subprocess.Popen(
-        command,
-        cwd=PROJECT,
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        pass_fds=pass_fds,
-        start_new_session=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-
-
-def line(process: subprocess.Popen[bytes]) -> str:
-    """The next line that the command prints."""
-    assert process.stdout is not None
-    assert select.select([process.stdout], [], [], PATIENCE)[0], "it prints nothing"
-    return process.stdout.readline().decode().rstrip("\n")
-
-
-def containers(cli: Cli) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = json.loads(out(cli("ps", "--format=json")))
-    return found
-
-
 # Output and exit codes.
 
 
@@ -446,10 +339,6 @@ def test_the_umask_of_the_caller_does_not_matter(mask: int, load: Callable[..., 
 
 
 # What it may do.
-
-
-def status(text: str) -> dict[str, str]:
-    return dict(row.split(":\t", 1) for row in text.split("\n") if ":\t" in row)
 
 
 def test_capabilities_of_root(run: Run) -> None:

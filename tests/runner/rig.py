@@ -1,0 +1,79 @@
+"""What the tests of the runner share: starting containers, and reading what they answer."""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.conftest import PROJECT, Cli
+from tests.support.images import host_shell_layers
+from tests.support.processes import PATIENCE
+
+BASE = host_shell_layers()
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pullpipe(root: Path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """The command, on this store."""
+    command = [sys.executable, "-m", "pullpipe", "--root", str(root), *arguments]
+    return subprocess.run(command, cwd=PROJECT, input=stdin, capture_output=True, encoding="utf-8", timeout=60)
+
+
+def out(done: subprocess.CompletedProcess[str]) -> str:
+    """What the command printed, without the last newline, when it went well."""
+    assert done.returncode == 0, done.stderr
+    return done.stdout.removesuffix("\n")
+
+
+def error(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The one line that says what went wrong."""
+    assert done.returncode == code, (done.stdout, done.stderr)
+    assert done.stderr.startswith("pullpipe: error: "), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "bug" not in done.stderr, done.stderr
+    return done.stderr
+
+
+@contextmanager
+def started(
+    root: Path, *arguments: str, stdin: int = subprocess.DEVNULL, pass_fds: tuple[int, ...] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`pullpipe run` on its own; killed at the end if it still runs."""
+    command = [sys.executable, "-m", "pullpipe", "--root", str(root), "run", *arguments]
+    with subprocess.Popen(
+        command,
+        cwd=PROJECT,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=pass_fds,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def line(process: subprocess.Popen[bytes]) -> str:
+    """The next line that the command prints."""
+    assert process.stdout is not None
+    assert select.select([process.stdout], [], [], PATIENCE)[0], "it prints nothing"
+    return process.stdout.readline().decode().rstrip("\n")
+
+
+def containers(cli: Cli) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads(out(cli("ps", "--format=json")))
+    return found
+
+
+def status(text: str) -> dict[str, str]:
+    return dict(row.split(":\t", 1) for row in text.split("\n") if ":\t" in row)
