@@ -100,3 +100,9 @@ class Mending:
             what = f"`pullpipe umount {container.target}`" if container.target else "end its command"
             raise InUse(f"container {container.name} stands on it; {what} and repair again")
         held.callback(lock.release)
+
+
+def not_mended(why: Exception) -> str:
+    """What to say of damage that stays."""
+    reason = (why.strerror or str(why)).lower() if isinstance(why, OSError) else str(why)
+    return f"not mended: {reason}"

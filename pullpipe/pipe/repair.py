@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from pullpipe import local
 from pullpipe.errors import PullpipeError
-from pullpipe.pipe.mending import Connect, Mending
+from pullpipe.pipe.mending import Connect, Mending, not_mended
 from pullpipe.pipe.replay import Replay
 from pullpipe.pipe.unpack import Worker
 from pullpipe.progress import Progress
@@ -72,7 +72,7 @@ async def _mend_blobs(
             try:
                 how = await mending.replace_blob(survey, key)
             except (PullpipeError, StoreError, OSError) as error:
-                failed[key] = str(error)
+                failed[key] = not_mended(error)
             else:
                 findings.append(survey.finding("mended", key, problem, how))
 
@@ -84,7 +84,7 @@ def _mend_rest(survey: Survey, failed: Mapping[Key, str], told: Collection[tuple
         if (kind, str(digest)) in told:
             continue
         if kind == "blob":
-            yield survey.finding("damaged", key, problem, f"not mended: {failed.get(key, '')}")
+            yield survey.finding("damaged", key, problem, failed[key])
         elif key not in survey.users:
             with survey.store.exclusive():
                 doomed = survey.trees[kind].take_away(digest)

@@ -28,7 +28,7 @@ from pullpipe.local import LocalImage
 from pullpipe.oci import Descriptor, chain_ids
 from pullpipe.pipe import settle
 from pullpipe.pipe.layer import Unpacker, info_of
-from pullpipe.pipe.mending import Mending
+from pullpipe.pipe.mending import Mending, not_mended
 from pullpipe.pipe.proof import prove_blob
 from pullpipe.pipe.unpack import Worker
 from pullpipe.pipe.worker import Limits
@@ -281,7 +281,7 @@ class Replay:
             how = await mend(self._mending)
         except (PullpipeError, StoreError, OSError) as error:
             self._failed.add(key)
-            self.findings.append(survey.finding("damaged", key, problem, f"not mended: {error}"))
+            self.findings.append(survey.finding("damaged", key, problem, not_mended(error)))
             return False
         survey.problems.pop(key, None)
         self.findings.append(survey.finding("mended", key, problem, how))
@@ -294,4 +294,4 @@ class Replay:
         if problem is None and key[1] in self._survey.trees[key[0]]:  # else it has been removed meanwhile
             self.findings.append(self._survey.finding("unchecked", key, str(why)))
         elif problem is not None and self._mending:
-            self.findings.append(self._survey.finding("damaged", key, problem, f"not mended: {why}"))
+            self.findings.append(self._survey.finding("damaged", key, problem, not_mended(why)))

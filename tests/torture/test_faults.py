@@ -84,7 +84,7 @@ def one_fault(bench: Bench, fault: Fault, rng: random.Random) -> tuple[str, int,
     print(f"    {done.code}: {done.said.strip()}")
     if done.code:
         assert is_clear(done.said, [1, 125], done.code), done.said
-        assert os.strerror(error).lower() in done.said.lower(), "it does not tell the cause"
+        assert os.strerror(error).lower() in (done.out + done.said).lower(), "it does not tell the cause"
     else:
         assert case.name == "save" or not fault.lasting or fault.reading or failed[0].name in _OLD, "it claims success"
     assert not list(saved_place(bench).glob(".save*")) or fault.lasting or "unlink" in what
