@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import select
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from tests.conftest import PROJECT, Cli
@@ -77,3 +81,16 @@ def containers(cli: Cli) -> list[dict[str, object]]:
 
 def status(text: str) -> dict[str, str]:
     return dict(row.split(":\t", 1) for row in text.split("\n") if ":\t" in row)
+
+
+@cache
+def host_python() -> tuple[str, ...]:
+    """Options with which this machine's Python, as `python`, runs in any container: what it needs is bound into it."""
+    program = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
+    ctypes_module = importlib.util.find_spec("_ctypes")
+    binaries = [program, *([Path(ctypes_module.origin)] if ctypes_module and ctypes_module.origin else [])]
+    listings = [subprocess.run(["ldd", one], capture_output=True, text=True).stdout for one in binaries]
+    libraries = {found for listing in listings for found in re.findall(r"(/\S+) \(0x", listing)}
+    modules = sysconfig.get_path("stdlib")
+    places = {str(program): "/bin/python", modules: modules, **{one: one for one in libraries}}
+    return (*(f"-v={source}:{target}:ro" for source, target in places.items()), f"-e=PYTHONHOME={sys.base_prefix}")
