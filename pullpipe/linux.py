@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import signal
+import struct
 import sys
 from collections.abc import Mapping
 from typing import NoReturn
@@ -251,9 +252,10 @@ def hide_from_others() -> None:
 def load_filter(program: bytes) -> None:
     """From here on, the BPF program decides which system calls this process and its children may make (seccomp(2)).
     It takes CAP_SYS_ADMIN, or `no_new_privileges`."""
+
     code = ctypes.create_string_buffer(program, len(program))
-    filters = _Filters(len(program) // 8, ctypes.addressof(code))
-    if _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(filters), 0, 0) != 0:
+    filters = struct.pack("HP", len(program) // 8, ctypes.addressof(code))  # struct sock_fprog
+    if _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, filters, 0, 0) != 0:
         _refused("load a seccomp filter")
 
 
@@ -323,12 +325,6 @@ def _command_line() -> tuple[int, bytes]:
         return 0, b""
     known = start != 0 and len(line) == end - start and line.endswith(b"\0")
     return (start, line) if known else (0, b"")
-
-
-class _Filters(ctypes.Structure):
-    """struct sock_fprog"""
-
-    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
 def _descriptor(what: str, number: int, *arguments: object) -> int:

@@ -11,10 +11,9 @@ from pullpipe import linux
 from pullpipe.errors import BadArgument
 from pullpipe.runner import capabilities
 from pullpipe.runner.names import GATEWAY
-from pullpipe.runner.walls import Bind, Device, Network, Rights, Tmpfs, Walls
+from pullpipe.runner.walls import Bind, Network, Rights, Tmpfs, Walls
 
 _SHIFTS = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
-_SIZE = re.compile(r"([0-9]{1,12})([bkmgt]?)b?", re.IGNORECASE)
 # What SELinux, macOS and volumes want of a bind mount, and what it does here anyway.
 _NO_MATTER = frozenset({"z", "Z", "rprivate", "private", "consistent", "cached", "delegated", "nocopy", "rbind"})
 _SWITCHES = {  # of a tmpfs: which attribute, and whether the word takes it away
@@ -27,7 +26,6 @@ _SWITCHES = {  # of a tmpfs: which attribute, and whether the word takes it away
     "nodev": (0, False),  # none of them opens devices
 }
 _TMPFS = {"size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "huge", "mpol"}  # tmpfs(5)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def add_wall_options(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +112,11 @@ def _volume(text: str) -> Bind:
     if len(rest) > 2:
         raise BadArgument(f"-v {text} has too many colons; paths with colons can be given with --mount")
     if not source.startswith(("/", "./", "../")) and source not in (".", ".."):
-        hint = f"-v ./{source}:{rest[0]} is a directory of that name" if _NAME.fullmatch(source) else "give a path"
+        hint = (
+            f"-v ./{source}:{rest[0]} is a directory of that name"
+            if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", source)
+            else "give a path"
+        )
         raise BadArgument(f"-v {text}: named volumes are not there; {hint}")
     words = rest[1].split(",") if rest[1:] else []
     for word in words:
@@ -218,7 +220,7 @@ def _once(targets: Iterable[str]) -> None:
         seen.add(target)
 
 
-def _devices(text: str) -> list[Device]:
+def _devices(text: str) -> list[tuple[str, str]]:
     source, *rest = text.split(":")
     permissions = rest.pop() if rest and not rest[-1].startswith("/") else "rwm"
     if len(rest) > 1 or not source.startswith("/"):
@@ -229,12 +231,12 @@ def _devices(text: str) -> list[Device]:
     if not os.path.isdir(source):
         if not os.path.exists(source):
             raise BadArgument(f"--device {text}: there is no {source} on this machine")
-        return [Device(source, target)]
+        return [(source, target)]
     found = [os.path.join(top, name) for top, _, names in os.walk(source) for name in names]
     nodes = [path for path in found if not os.path.islink(path) and _is_node(path)]
     if not nodes:
         raise BadArgument(f"--device {text}: there are no devices in {source}")
-    return [Device(path, target + path.removeprefix(source.rstrip("/"))) for path in nodes]
+    return [(path, target + path.removeprefix(source.rstrip("/"))) for path in nodes]
 
 
 def _is_node(path: str) -> bool:
@@ -327,7 +329,7 @@ def _choice(option: str, value: str, *choices: str) -> str:
 
 
 def _size(option: str, text: str) -> int:
-    match = _SIZE.fullmatch(text)
+    match = re.fullmatch(r"([0-9]{1,12})([bkmgt]?)b?", text.lower())
     if not match or not int(match[1]):
         raise BadArgument(f"{option} {text} is no number of bytes, such as 64m or 1g")
-    return int(match[1]) << _SHIFTS[match[2].lower()]
+    return int(match[1]) << _SHIFTS[match[2]]

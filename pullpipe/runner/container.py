@@ -19,7 +19,7 @@ from typing import NamedTuple, NoReturn, Self
 from pullpipe import linux, stack
 from pullpipe.errors import CommandNotExecutable, CommandNotFound, NeedsRoot, PullpipeError, RunError
 from pullpipe.local import LocalImage
-from pullpipe.runner import command, init, names, sandbox, seccomp
+from pullpipe.runner import command, names, sandbox, seccomp
 from pullpipe.runner.command import Command, Overrides
 from pullpipe.runner.walls import Walls
 from store import Container, Store, StoreError
@@ -151,6 +151,8 @@ def _become(plan: sandbox.Plan, planned: Command, options: Options, channel: soc
         os.setsid()
         if options.terminal:
             from pullpipe.runner import terminal
+        if plan.walls.init:
+            from pullpipe.runner import init
         if not options.interactive:
             null = os.open("/dev/null", os.O_RDONLY)
             os.dup2(null, 0)

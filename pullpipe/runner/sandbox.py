@@ -15,18 +15,16 @@ import os
 import socket
 import stat
 import struct
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from pullpipe import linux, stack
 from pullpipe.errors import RunError
 from pullpipe.runner import capabilities, places
 from pullpipe.runner.command import Identity
-from pullpipe.runner.walls import Bind, Device, Rights, Tmpfs, Walls
+from pullpipe.runner.walls import Bind, Rights, Tmpfs, Walls
 from pullpipe.stack import Stack
 
-_DEVICES = tuple(
-    Device(f"/dev/{name}", f"/dev/{name}") for name in ("null", "zero", "full", "random", "urandom", "tty")
-)
+_DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty"))
 _DEVICE_LINKS = {
     "fd": "/proc/self/fd",
     "stdin": "/proc/self/fd/0",
@@ -48,6 +46,9 @@ _MASKED_PROCESSOR = "thermal_throttle"
 _SIOCSIFFLAGS = 0x8914  # <linux/sockios.h>
 _IFF_UP = 0x1  # <linux/if.h>
 
+# Mounts that are attached nowhere yet, and where they go, in this order.
+_Trees: TypeAlias = list[tuple[int, str]]
+
 _GUARDED = linux.ATTR_NOSUID | linux.ATTR_NODEV | linux.ATTR_NOEXEC
 
 
@@ -61,13 +62,6 @@ class Plan(NamedTuple):
     walls: Walls = Walls()
 
 
-class _Given(NamedTuple):
-    """What the host gives: mounts that are attached nowhere yet, and where they go, in this order."""
-
-    usual: list[tuple[int, str]]
-    asked_for: list[tuple[int, str]]
-
-
 def enter(plan: Plan) -> int:
     """Makes this process's world the container, and returns the capabilities that its root cannot have in it.
 
@@ -77,7 +71,7 @@ def enter(plan: Plan) -> int:
     _unshare(plan.walls)
     in_chroot = not linux.keep_mounts_here()
     socket.sethostname(plan.hostname)
-    given = _give(plan)
+    usual, asked_for = _give(plan)
     # Devices that an image brings along do not work; the usual ones are made below, on a mount of their own.
     stack.mount(plan.stack, plan.rootfs, flags=linux.MS_NODEV)
     os.chdir(plan.rootfs)
@@ -89,7 +83,7 @@ def enter(plan: Plan) -> int:
         linux.umount(".", linux.MNT_DETACH)
     os.chdir("/")
     os.umask(0o022)
-    _build(plan.walls, given)
+    _build(plan.walls, usual, asked_for)
     # The kernel pivots no chroot, and a root that may chroot can leave one.
     return capabilities.SYS_CHROOT if in_chroot else 0
 
@@ -107,17 +101,18 @@ def _unshare(walls: Walls) -> None:
 # What the host gives, while it can still be seen.
 
 
-def _give(plan: Plan) -> _Given:
+def _give(plan: Plan) -> tuple[_Trees, _Trees]:
+    """What every container gets, and what the user asks for."""
     walls = plan.walls
-    usual = [(_device(one), one.target) for one in _DEVICES]
+    usual = [(_device(path), path) for path in _DEVICES]
     if walls.host_ipc:
         usual.append((_bind("/dev/shm", linux.ATTR_NOSUID | linux.ATTR_NOEXEC), "/dev/shm"))
     usual += [(_bind(source, linux.ATTR_NOSUID | linux.ATTR_NOEXEC), target) for source, target in plan.files]
     # What lies deeper comes later, and so lies on top.
     mounts = sorted(walls.mounts, key=lambda one: one.target.rstrip("/").count("/"))
     asked_for = [(_user_mount(one), one.target) for one in mounts]
-    asked_for += [(_device(one), one.target) for one in walls.devices]
-    return _Given(usual, asked_for)
+    asked_for += [(_device(source), target) for source, target in walls.devices]
+    return usual, asked_for
 
 
 def _user_mount(asked: Bind | Tmpfs) -> int:
@@ -133,11 +128,11 @@ def _bind(source: str, attributes: int, *, recursive: bool = False) -> int:
     return tree
 
 
-def _device(asked: Device) -> int:
+def _device(source: str) -> int:
     """A node of the host. To be read and written, but root in the container may not change the node's mode or owner."""
-    tree = linux.clone_tree(asked.source)
+    tree = linux.clone_tree(source)
     if not stat.S_ISCHR(mode := os.fstat(tree).st_mode) and not stat.S_ISBLK(mode):
-        raise RunError(f"{asked.source} is no device")
+        raise RunError(f"{source} is no device")
     linux.set_attributes(tree, linux.ATTR_RDONLY | linux.ATTR_NOSUID | linux.ATTR_NOEXEC)
     return tree
 
@@ -145,16 +140,16 @@ def _device(asked: Device) -> int:
 # From here on: inside the container.
 
 
-def _build(walls: Walls, given: _Given) -> None:
+def _build(walls: Walls, usual: _Trees, asked_for: _Trees) -> None:
     proc = linux.make_mount("proc", {}, _GUARDED)
     forbidden = os.fstat(proc).st_dev
     _attach(proc, "/proc")
     _mount_dev(walls)
     _attach(linux.make_mount("sysfs", {}, _GUARDED | linux.ATTR_RDONLY), "/sys")
-    for tree, target in given.usual:
+    for tree, target in usual:
         places.mount(tree, target, forbidden=forbidden)
     null = os.open("/dev/null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    for tree, target in given.asked_for:
+    for tree, target in asked_for:
         places.mount(tree, target, forbidden=forbidden)
     _mask(proc, null)
     os.close(null)

@@ -27,13 +27,6 @@ class Tmpfs(NamedTuple):
     attributes: int = 0  # `linux.ATTR_…`
 
 
-class Device(NamedTuple):
-    """A device of the host, to be read and written."""
-
-    source: str
-    target: str
-
-
 class Network(NamedTuple):
     """Whose network it is, and how names are found there."""
 
@@ -60,7 +53,7 @@ class Walls(NamedTuple):
     rights: Rights = Rights()
     seccomp: str = "builtin"  # which filter: `builtin`, `unconfined`, or the path of a profile
     mounts: tuple[Bind | Tmpfs, ...] = ()
-    devices: tuple[Device, ...] = ()
+    devices: tuple[tuple[str, str], ...] = ()  # (on the host, in the container), to be read and written
     read_only: bool = False  # the root; not what is mounted in it
     shm_size: int = 64 << 20  # bytes
     network: Network = Network()

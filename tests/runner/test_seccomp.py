@@ -5,10 +5,12 @@ They are made by this machine's Python, bound into the container.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import platform
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -327,3 +329,70 @@ def test_without_libseccomp(shell_root: Path, library: str) -> None:
         done = subprocess.run([*command, "test", "true"], cwd=PROJECT, capture_output=True, text=True)
         assert done.returncode == expected, done.stderr
         assert not expected or "libseccomp2" in error(done, 125)
+
+
+# The whole program, call by call.
+
+AUDIT_ARCH_X86_64, AUDIT_ARCH_I386 = 0xC000003E, 0x40000003
+ALLOW, ERRNO = 0x7FFF0000, 0x00050000
+
+
+def judge(program: bytes, architecture: int, number: int, *arguments: int) -> int:
+    """What the kernel would do: the BPF of seccomp(2), of which libseccomp uses these few instructions."""
+    padded = [*arguments, *[0] * (6 - len(arguments))]
+    data = struct.pack("<IIQ6Q", number, architecture, 0, *padded)
+    place = accumulator = 0
+    while True:
+        code, if_true, if_false, operand = struct.unpack_from("<HBBI", program, place * 8)
+        place += 1
+        if code == 0x06:
+            return int(operand)
+        if code == 0x20:
+            (accumulator,) = struct.unpack_from("<I", data, operand)
+        elif code == 0x54:
+            accumulator &= operand
+        elif code == 0x05:
+            place += operand
+        else:
+            holds = {0x15: accumulator == operand, 0x25: accumulator > operand, 0x35: accumulator >= operand}[code]
+            place += if_true if holds else if_false
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of another machine")
+def test_every_call(cli: Cli, image: None, store_root: Path, library: str) -> None:
+    """Both kinds, all numbers: allowed where the profile has the name without a condition, and nowhere else."""
+    resolve = ctypes.CDLL(library).seccomp_syscall_resolve_num_arch
+    resolve.restype = ctypes.c_char_p
+    out(cli("run", "--rm", "test", "true"))
+    (kept,) = (store_root / "cache").iterdir()
+    program = kept.read_bytes()[32:]
+    document = json.loads((PROJECT / "pullpipe/runner/seccomp.json").read_text())
+    held = {f"CAP_{name}" for name in ("SYS_CHROOT", "MKNOD", "CHOWN", "NET_RAW")}
+    free = {
+        name
+        for entry in document["syscalls"]
+        if entry["action"] == "SCMP_ACT_ALLOW" and "args" not in entry
+        for name in entry["names"]
+        if set(entry.get("includes", {}).get("caps", ())) <= held
+        and "amd64" in entry.get("includes", {}).get("arches", ("amd64",))
+    }
+    named = {name for entry in document["syscalls"] for name in entry["names"]}
+    assert len(free) > 300
+    for architecture in (AUDIT_ARCH_X86_64, AUDIT_ARCH_I386):
+        names = [(number, (resolve(architecture, number) or b"").decode()) for number in range(700)]
+        highest = max(number for number, name in names if name in named)
+        for number, name in names:
+            if name in ("socket", "personality", "clone", "socketcall", "ipc"):
+                continue  # by their arguments
+            if number > highest or name == "clone3":
+                expected = ERRNO | errno.ENOSYS
+            else:
+                expected = ALLOW if name in free else ERRNO | errno.EPERM
+            assert judge(program, architecture, number) == expected, (hex(architecture), number, name)
+    for family in range(64):
+        expected = ERRNO | errno.EPERM if family in (AF_ALG, AF_VSOCK) else ALLOW
+        assert judge(program, AUDIT_ARCH_X86_64, 41, family) == expected
+    for flags in (1 << bit for bit in range(64)):
+        expected = ERRNO | errno.EPERM if flags & 0x7E020000 else ALLOW
+        assert judge(program, AUDIT_ARCH_X86_64, 56, flags) == expected
+    assert judge(program, 0xC00000B7, 0) & 0xFFFF0000 == 0  # another machine's: killed
