@@ -24,7 +24,9 @@ from pullpipe.runner.command import Identity
 from pullpipe.runner.walls import Bind, Rights, Tmpfs, Walls
 from pullpipe.stack import Stack
 
-_DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty"))
+_NUMBERS = {os.makedev(1, 3): "null", os.makedev(1, 5): "zero", os.makedev(1, 7): "full"}
+_NUMBERS |= {os.makedev(1, 8): "random", os.makedev(1, 9): "urandom"}
+_DEVICES = tuple(f"/dev/{name}" for name in (*_NUMBERS.values(), "tty"))
 _DEVICE_LINKS = {
     "fd": "/proc/self/fd",
     "stdin": "/proc/self/fd/0",
@@ -32,7 +34,6 @@ _DEVICE_LINKS = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
-_NULL = os.makedev(1, 3)
 # What of /proc and /sys tells of the host, or changes it. There are no symlinks in these paths.
 _MASKED_PROC = (
     *("acpi", "asound", "interrupts", "kcore", "keys", "latency_stats", "sched_debug", "scsi"),
@@ -148,6 +149,7 @@ def _build(walls: Walls, usual: _Trees, asked_for: _Trees) -> None:
     _attach(linux.make_mount("sysfs", {}, _GUARDED | linux.ATTR_RDONLY), "/sys")
     for tree, target in usual:
         places.mount(tree, target, forbidden=forbidden)
+    exchange_streams()
     null = os.open("/dev/null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     for tree, target in asked_for:
         places.mount(tree, target, forbidden=forbidden)
@@ -194,7 +196,7 @@ def _mask(proc: int, null: int) -> None:
     by a name (CVE-2025-31133).
     """
     status = os.fstat(null)
-    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _NULL:
+    if not stat.S_ISCHR(status.st_mode) or _NUMBERS.get(status.st_rdev) != "null":
         raise RunError("this machine's /dev/null is something else, so nothing can be hidden behind it; mend it")
     blank = -1
     sys = os.open("/sys", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -282,6 +284,23 @@ def give_up_rights(identity: Identity, rights: Rights, withheld: int = 0) -> Non
         linux.no_new_privileges()
         if rights.filter:
             linux.load_filter(rights.filter)
+
+
+def exchange_streams() -> None:
+    """Has standard streams that are the host's /dev/null, or its like, be the container's: who is root there might
+    change the mode and owner of what is open, and the container's nodes are mounted read-only. Raises `RunError`."""
+    for stream in (0, 1, 2):
+        status = os.fstat(stream)
+        if not stat.S_ISCHR(status.st_mode) or (name := _NUMBERS.get(status.st_rdev)) is None:
+            continue
+        mode = fcntl.fcntl(stream, fcntl.F_GETFL)
+        # Without waiting: where this is not the first process, there may be anything by now.
+        own = os.open(f"/dev/{name}", mode & os.O_ACCMODE | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        if os.fstat(own).st_rdev != status.st_rdev:
+            raise RunError(f"the container's /dev/{name} is something else, so it cannot be a standard stream")
+        fcntl.fcntl(own, fcntl.F_SETFL, mode)
+        os.dup2(own, stream)
+        os.close(own)
 
 
 def own_streams(uid: int) -> None:

@@ -512,6 +512,36 @@ for path in sys.argv[1:]:
     assert in_container(run, node + change, "/dev/shm/n").split("\n")[0] == "out /dev/shm/n"
 
 
+def test_the_hosts_nodes_as_streams(shell_root: Path, tmp_path: Path) -> None:
+    """What is open can be changed, too: a stream that is /dev/null, ours or the caller's, is the container's own."""
+    null = tmp_path / "null"
+    os.mknod(null, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    os.chmod(null, 0o666)
+    change = "import os\nfor stream in 0, 1, 2:\n  try: os.fchmod(stream, 0)\n  except OSError: pass"
+    run = [sys.executable, "-m", "pullpipe", "--root", str(shell_root), "run", "--rm", "-i", *host_python(), "test"]
+    for command, expected in (([*run, "python"], 0o666), ([sys.executable], 0)):
+        with null.open("r+b", buffering=0) as stream:
+            call = [*command, "-S", "-c", change]
+            subprocess.run(call, cwd=PROJECT, stdin=stream, stdout=stream, stderr=stream, check=True)
+        assert stat.S_IMODE(null.stat().st_mode) == expected
+    before = os.stat("/dev/null")
+    try:
+        for way in ("/proc/self/fd/0", "/dev/stdin"):
+            assert pullpipe(shell_root, "run", "--rm", "test", "chmod", "0", way).returncode != 0
+        assert os.stat("/dev/null").st_mode == before.st_mode
+    finally:
+        os.chmod("/dev/null", stat.S_IMODE(before.st_mode))
+
+
+def test_streams_that_are_devices_work(shell_root: Path) -> None:
+    """As what they are: read, written and appended to."""
+    command = f"{sys.executable} -m pullpipe --root {shell_root} run --rm -i test"
+    script = f"{command} sh -c 'head -c 4 | od -An -tx1' < /dev/zero; {command} echo x >> /dev/null; "
+    script += f"{command} sh -c 'echo x 2> /dev/null || echo full >&2' > /dev/full"
+    done = subprocess.run(["sh", "-c", script], cwd=PROJECT, capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == (["00"] * 4, "full\n")
+
+
 SWITCHES = [
     "/proc/sys/kernel/core_pattern",
     "/proc/sys/kernel/modprobe",
