@@ -10,7 +10,6 @@ from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pullpipe.cli.registries import add_registry_options
 from pullpipe.errors import NeedsRoot
 from pullpipe.platforms import Platform
 from pullpipe.progress import FACES, PULL, Progress, Words, face
@@ -55,6 +54,27 @@ def add_pull_options(parser: argparse.ArgumentParser, *, policy: str) -> None:
         default=policy,
         help="when to ask the registry; newer keeps the local image if there is no answer (default: %(default)s)",
     )
+
+
+def add_registry_options(parser: argparse.ArgumentParser) -> None:
+    """For whatever speaks to a registry."""
+    parser.add_argument(
+        "--creds", metavar="USER[:PASSWORD]", help="authenticate with these; a password that is left out is asked for"
+    )
+    add_authfile_option(parser, "look for credentials here, not in podman's and Docker's files")
+    parser.add_argument("--plain-http", action="store_true", help="speak HTTP without TLS to the registry")
+    parser.add_argument("--unix-socket", metavar="PATH", default="", help="the registry listens on this socket")
+    parser.add_argument(
+        "--retries", metavar="N", type=int, default=5, help="attempts in vain before giving up (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", type=float, default=30, help="without a byte (default: %(default)s)"
+    )
+
+
+def add_authfile_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """Which file credentials are in."""
+    parser.add_argument("--authfile", metavar="FILE", help=f"{what} (REGISTRY_AUTH_FILE)")
 
 
 def add_unpack_options(parser: argparse.ArgumentParser) -> None:

@@ -6,8 +6,8 @@ import argparse
 import os
 import sys
 
-from pullpipe.cli.common import run_until_signal
-from pullpipe.cli.registries import add_authfile_option, ask_password, hosts, registry_of, token_cache
+from pullpipe.cli.common import add_authfile_option, run_until_signal
+from pullpipe.cli.registries import ask_password, hosts, registry_of, token_cache
 from pullpipe.errors import BadArgument, Unauthorized
 from pullpipe.reference import DEFAULT_REGISTRY, Reference
 

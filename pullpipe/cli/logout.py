@@ -6,7 +6,8 @@ import argparse
 import os
 import sys
 
-from pullpipe.cli.registries import add_authfile_option, registry_of, token_cache
+from pullpipe.cli.common import add_authfile_option
+from pullpipe.cli.registries import registry_of, token_cache
 from pullpipe.errors import BadArgument
 from pullpipe.reference import DEFAULT_REGISTRY
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from pullpipe import local
-from pullpipe.cli.common import add_progress_options, open_store, reporting, run_until_signal
-from pullpipe.cli.registries import access_to, add_registry_options
+from pullpipe.cli.common import add_progress_options, add_registry_options, open_store, reporting, run_until_signal
+from pullpipe.cli.registries import access_to
 from pullpipe.errors import BadArgument
 from pullpipe.progress import PUSH
 from pullpipe.reference import Reference

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pullpipe.cli.common import open_store, reporting, require_root, run_until_signal
+from pullpipe.cli.common import add_registry_options, open_store, reporting, require_root, run_until_signal
 from pullpipe.cli.findings import add_options, tell
-from pullpipe.cli.registries import access_to, add_registry_options
+from pullpipe.cli.registries import access_to
 from pullpipe.errors import BadArgument
 from pullpipe.progress import Progress
 from pullpipe.reference import Reference
