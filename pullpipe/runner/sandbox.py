@@ -5,7 +5,7 @@ named is the host's, and afterwards everything is the image's; so all that is ne
 before, and the image's symlinks can lead nowhere but into the image. What the host gives is held as mounts that are
 attached nowhere yet, so that the host's root is gone before the first name in the container is looked up.
 
-The rules for /proc, /dev, /sys and the capabilities are Docker's defaults.
+The rules for /proc, /dev, /sys and the capabilities are Docker's defaults, and more of /proc is read-only.
 """
 
 from __future__ import annotations
@@ -34,12 +34,11 @@ _DEVICE_LINKS = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
-# What of /proc and /sys tells of the host, or changes it. There are no symlinks in these paths.
+# What of /proc and /sys tells of the host. There are no symlinks in these paths.
 _MASKED_PROC = (
     *("acpi", "asound", "interrupts", "kcore", "keys", "latency_stats", "sched_debug", "scsi"),
     *("timer_list", "timer_stats"),
 )
-_READ_ONLY_PROC = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 _MASKED_SYS = ("devices/virtual/powercap", "firmware")
 _PROCESSORS = "devices/system/cpu"
 _MASKED_PROCESSOR = "thermal_throttle"
@@ -50,6 +49,7 @@ _IFF_UP = 0x1  # <linux/if.h>
 # Mounts that are attached nowhere yet, and where they go, in this order.
 _Trees: TypeAlias = list[tuple[int, str]]
 
+_GUARD = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 _GUARDED = linux.ATTR_NOSUID | linux.ATTR_NODEV | linux.ATTR_NOEXEC
 
 
@@ -214,13 +214,13 @@ def _mask(proc: int, null: int) -> None:
         os.close(place)
         if tree != blank:
             os.close(tree)
-    for path in _READ_ONLY_PROC:
-        if (place := _below(proc, path)) is not None:
-            tree = linux.clone_tree(place, recursive=True)
-            linux.set_attributes(tree, _GUARDED | linux.ATTR_RDONLY, recursive=True)
-            linux.attach(tree, place, path)
-            os.close(place)
-            os.close(tree)
+    # All but what belongs to processes: who is root here could change the modes of the others, which are the machine's.
+    os.fchdir(proc)
+    for name in _names(proc):
+        if not name.isdigit() and name not in _MASKED_PROC and not stat.S_ISLNK(os.lstat(name).st_mode):
+            linux.mount(name, name, "", linux.MS_BIND)
+            linux.mount("", name, "", linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | _GUARD)
+    os.chdir("/")
     for descriptor in (sys, *(() if blank < 0 else (blank,))):
         os.close(descriptor)
 
@@ -229,11 +229,17 @@ def _processors(sys: int) -> list[str]:
     """Where it stands how often each processor was too hot: what the host does can be read from it."""
     if (place := _below(sys, _PROCESSORS)) is None:
         return []
-    directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
-    names = [name for name in os.listdir(directory) if name[3:].isdigit()]
-    os.close(directory)
+    names = [name for name in _names(place) if name[3:].isdigit()]
     os.close(place)
     return [f"{_PROCESSORS}/{name}/{_MASKED_PROCESSOR}" for name in names]
+
+
+def _names(place: int) -> list[str]:
+    """What is in a directory that is open as a place only."""
+    directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
+    names = os.listdir(directory)
+    os.close(directory)
+    return names
 
 
 def _below(top: int, path: str) -> int | None:

@@ -533,6 +533,22 @@ def test_the_hosts_nodes_as_streams(shell_root: Path, tmp_path: Path) -> None:
         os.chmod("/dev/null", stat.S_IMODE(before.st_mode))
 
 
+def test_proc_but_for_processes(run: Run) -> None:
+    """The modes and owners of /proc's files are the machine's, in every container. What belongs to processes is rw."""
+    code = """
+for name in os.listdir("/proc"):
+    path = f"/proc/{name}"
+    if name.isdigit() or os.path.islink(path): continue
+    try: os.chmod(path, os.stat(path).st_mode & 0o7777); print("out", path)
+    except OSError: pass
+open("/proc/self/oom_score_adj", "w").write("500")
+open("/proc/self/comm", "w").write("new")
+"""
+    assert in_container(run, code) == ""
+    mode = "import os; os.chmod('/proc/version', os.stat('/proc/version').st_mode & 0o7777)"
+    subprocess.run([sys.executable, "-c", mode], check=True)
+
+
 def test_streams_that_are_devices_work(shell_root: Path) -> None:
     """As what they are: read, written and appended to."""
     command = f"{sys.executable} -m pullpipe --root {shell_root} run --rm -i test"
