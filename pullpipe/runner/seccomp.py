@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+from contextlib import suppress
 
 from pullpipe.errors import BadConfiguration, KernelRefused
 
@@ -43,7 +44,7 @@ def program(profile: str, capabilities: int, kept: str) -> bytes:
         compiled = seccomp_compiler.compiled(text, capabilities, library)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadConfiguration(f"the seccomp profile {profile} is none that Docker would take: {error}") from error
-    _write(path, compiled)
+    _keep(path, compiled)
     return compiled
 
 
@@ -52,17 +53,19 @@ def _read(path: str) -> bytes | None:
     try:
         with open(path, "rb") as file:
             digest, found = file.read(32), file.read()
-    except FileNotFoundError:
+    except OSError:
         return None
     return found if hashlib.sha256(found).digest() == digest else None
 
 
-def _write(path: str, compiled: bytes) -> None:
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+def _keep(path: str, compiled: bytes) -> None:
+    """For the next time, if that is possible."""
     beside = f"{path}.{os.getpid()}.tmp"
-    with open(beside, "wb") as file:
-        file.write(hashlib.sha256(compiled).digest() + compiled)
-    os.replace(beside, path)
+    with suppress(OSError):
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with open(beside, "wb") as file:
+            file.write(hashlib.sha256(compiled).digest() + compiled)
+        os.replace(beside, path)
 
 
 def _library() -> tuple[ctypes.CDLL, tuple[int, ...]]:

@@ -85,6 +85,16 @@ def test_a_mount_target_that_is_a_symlink(
         (bait / "file").unlink(missing_ok=True)
 
 
+def test_a_mount_target_in_what_is_still_to_be_mounted(
+    load: Callable[..., None], cli: Cli, victim: Path, bait: Path
+) -> None:
+    """CVE-2024-21626's way: the runner itself holds a directory of the host, as one of its descriptors."""
+    load(*(Symlink(f"way{number}", f"/proc/self/fd/{number}") for number in range(3, 24)))
+    for number in range(3, 24):
+        options = (f"-v={bait}:/way{number}/new", f"-v={victim}:/z/z/z")
+        assert cli("run", "--rm", *options, "test", "true").returncode in (0, 125)
+
+
 def test_the_same_for_a_runner_that_believes_paths(victim: Path, bait: Path, tmp_path: Path) -> None:
     """The control: `mount` to the path of the root file system and the target, as one would think."""
     (tmp_path / "root").mkdir()

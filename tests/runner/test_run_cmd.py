@@ -664,6 +664,18 @@ def test_keys_and_control_c(terminal: Callable[..., Terminal]) -> None:
     assert shown.process.wait(PATIENCE) == 5
 
 
+def test_a_terminal_with_init(terminal: Callable[..., Terminal]) -> None:
+    """The command is in its foreground, and alone: init, which would pass it on, does not hear Ctrl-C itself."""
+    shown = terminal("sh", "-c", "echo $$; cut -d ' ' -f 5,8 /proc/self/stat", options=("-it", "--init"))
+    shown.expect("2\r\n2 2\r\n")
+    assert shown.process.wait(PATIENCE) == 0
+    shown = terminal("sh", "-c", "trap 'echo heard; exit 7' INT; echo up; read x", options=("-it", "--init"))
+    shown.expect("up\r\n")
+    shown.type("\x03")
+    shown.expect("heard\r\n")
+    assert shown.process.wait(PATIENCE) == 7
+
+
 def test_keys_typed_ahead(terminal: Callable[..., Terminal]) -> None:
     """What is typed, or sent by a script, while the container starts is not lost."""
     shown = terminal("sh", "-c", "echo up; read x; echo $x")
