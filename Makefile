@@ -10,7 +10,7 @@ TOOLS := docker-registry:docker-registry skopeo:skopeo umoci:umoci podman:podman
     setpriv:util-linux unshare:util-linux fuse-overlayfs:fuse-overlayfs losetup:mount mkfs.ext4:e2fsprogs \
     mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs
 
-.PHONY: demo test check fuzz soak bench tools clean
+.PHONY: demo test check fuzz soak torture bench tools clean
 
 demo: $(BIN)/pullpipe
 	$(BIN)/pullpipe demo
@@ -34,6 +34,10 @@ fuzz: $(VENV)/.test
 # A few minutes: pulls through random faults, some of them killed, by another seed each time.
 soak: $(VENV)/.test
 	PULLPIPE_SOAK=200 $(BIN)/python -m pytest tests/cli/test_soak.py
+
+# Some hours: kills, power cuts, each system call failing, a crowd of commands on one store.
+torture: $(VENV)/.test
+	PULLPIPE_TORTURE=10 $(BIN)/python -m pytest tests/torture
 
 bench: $(BIN)/pullpipe
 	$(BIN)/pip install --quiet --editable '.[bench]'
