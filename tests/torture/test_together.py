@@ -105,10 +105,10 @@ class Crowd:
         name = words[0]
         if code == 0:
             self.outcomes[f"{name}: well"] += 1
-        elif signalled and code in (130, 143, -signal.SIGTERM, -signal.SIGINT):
+        elif signalled and "KeyboardInterrupt" in said and not re.search(rf'"{PROJECT}/(pullpipe|store)/', said):
+            self.outcomes["Python, as it started: ended"] += 1  # which tells so in its own way
+        elif signalled and code in (130, 143, -signal.SIGTERM, -signal.SIGINT) and "Traceback" not in said:
             self.outcomes[f"{name}: ended"] += 1
-            if re.search(r"Traceback(.|\n)*/(pullpipe|store)/(?!__main__)", said):  # Python itself has one as it starts
-                self.wrong.append(f"{words}: {said}")
         elif is_clear(said, [1, 125], code) and re.search("|".join(_REASONS), said):
             self.outcomes[f"{name}: too late"] += 1
         else:
