@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -26,19 +27,26 @@ class Run(NamedTuple):
     cpu: float  # seconds of all processes of the machine, the kernel's and the registry's among them
     rss: int  # bytes, the most that the processes had together; pages that they share count for each
 
-    output: str = ""  # of the last command
-
 
 def run(commands: Sequence[Sequence[str]], *, others: Collection[int] = ()) -> Run:
     """Runs the commands one after the other; memory is that of all our descendants but `others`. Raises `Failed`."""
     with _Memory(others) as memory:
         cpu, started = machine_cpu(), perf_counter()
-        for command in commands:
-            done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
-            if done.returncode:
-                raise Failed(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
+        largest = max([_one(command) for command in commands])
         wall, cpu = perf_counter() - started, machine_cpu() - cpu
-    return Run(wall, cpu, memory.most, done.stdout + done.stderr)
+    return Run(wall, cpu, max(memory.most, largest))
+
+
+def _one(command: Sequence[str]) -> int:
+    """Runs it; the bytes of its largest process, which tell also of one that is over before anybody looks."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        _pid, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            raise Failed(f"{' '.join(command)}: {output.read().strip()}")
+    return usage.ru_maxrss << 10
 
 
 def machine_cpu() -> float:

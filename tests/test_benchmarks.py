@@ -67,7 +67,8 @@ def test_contenders_make_the_same_tree(tmp_path: Path) -> None:
     found = {row["contender"]: row for row in rows(report)}
     assert found.keys() >= {"pullpipe", "pullpipe, no flush", "podman", "skopeo + umoci"}
     assert {row["tree"] for row in found.values()} == {"same"}, report["notes"]
-    assert all(row["wall s"] > 0 and row["CPU s"] > 0 and row["most RSS MB"] > 0 for row in found.values())
+    for row in found.values():
+        assert min(row["wall s"], row["CPU s"], row["most RSS MB"]) > 0, row
     assert set(report["stages"]) >= {"recv", "inflate", "hash tar", "write", "publish"}
     again = benchmark(*arguments, "--only", "podman", "--against", tmp_path / "first.json")
     assert "now/then" in again

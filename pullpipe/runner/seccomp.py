@@ -12,6 +12,7 @@ import os
 from contextlib import suppress
 
 from pullpipe.errors import BadConfiguration, KernelRefused
+from store import durable
 
 _FORMAT = 2  # of the kept programs: another one when `seccomp_compiler` makes others of the same profile
 _BUILTIN = os.path.join(os.path.dirname(__file__), "seccomp.json")
@@ -59,13 +60,10 @@ def _read(path: str) -> bytes | None:
 
 
 def _keep(path: str, compiled: bytes) -> None:
-    """For the next time, if that is possible."""
-    beside = f"{path}.{os.getpid()}.tmp"
+    """For the next time, if that is possible. Two that do so at once may spoil it, and `_read` would tell."""
     with suppress(OSError):
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with open(beside, "wb") as file:
-            file.write(hashlib.sha256(compiled).digest() + compiled)
-        os.replace(beside, path)
+        durable.write_file(path, hashlib.sha256(compiled).digest() + compiled, durable=False)
 
 
 def _library() -> tuple[ctypes.CDLL, tuple[int, ...]]:
