@@ -63,6 +63,9 @@ def run(store: Store, image: LocalImage, options: Options) -> int:
     if options.name and not _NAME.fullmatch(options.name):
         raise RunError(f"the name {options.name!r} is none: letters, digits, and then also _ . - are allowed")
     planned = command.plan(image.config, options.overrides, os.environ, terminal=options.terminal)
+    rights = options.walls.rights
+    program = seccomp.program(options.walls.seccomp, rights.capabilities, os.path.join(store.root, "cache"))
+    options = options._replace(walls=options.walls._replace(rights=rights._replace(filter=program)))
     with store.shared():  # until the record stands, nothing else keeps the layers
         container = store.containers.create(
             image=image.record.reference,
@@ -90,13 +93,12 @@ def run(store: Store, image: LocalImage, options: Options) -> int:
 def _start(store: Store, container: Container, planned: Command, options: Options) -> int:
     hostname = options.hostname or container.short_id
     walls = options.walls
-    program = seccomp.program(walls.seccomp, walls.rights.capabilities, os.path.join(store.root, "cache"))
     plan = sandbox.Plan(
         stack=stack.build(store, container),
         rootfs=os.path.join(store.containers.path(container), "rootfs"),
         hostname=hostname,
         files=names.write_files(store.containers.path(container), hostname, walls.network),
-        walls=walls._replace(rights=walls.rights._replace(filter=program)),
+        walls=walls,
     )
     ours, theirs = socket.socketpair()
     if walls.host_pids:
