@@ -20,8 +20,11 @@ from pullpipe.errors import KernelRefused
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# glibc has no wrapper for it; the number differs from machine to machine: <asm/unistd.h>.
+# glibc has no wrapper for these; their numbers differ from machine to machine: <asm/unistd.h>.
 _PIVOT_ROOT = {"x86_64": 155, "i686": 217, "armv7l": 218, "ppc64le": 203, "s390x": 217}.get(os.uname().machine, 41)
+
+_KEYCTL = {"x86_64": 250, "i686": 288, "armv7l": 311, "ppc64le": 271, "s390x": 280}.get(os.uname().machine, 219)
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 
 # <linux/mount.h>
 MS_RDONLY = 0x1
@@ -241,6 +244,11 @@ def end_with_parent(number: int) -> None:
 def no_new_privileges() -> None:
     """From here on no execve gains rights by setuid bits or file capabilities (PR_SET_NO_NEW_PRIVS)."""
     _prctl("give up new privileges", _PR_SET_NO_NEW_PRIVS, 1)
+
+
+def forget_keys() -> None:
+    """Has this process and its children a new, empty session keyring. Does nothing where the kernel keeps no keys."""
+    _libc.syscall(_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None)
 
 
 def hide_from_others() -> None:

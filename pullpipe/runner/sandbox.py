@@ -277,6 +277,7 @@ def give_up_rights(identity: Identity, rights: Rights, withheld: int = 0) -> Non
         names = ", ".join(capabilities.names_of(lacking))
         raise RunError(f"pullpipe has not the capability {names} itself here, so it cannot give it to the container")
     kept = rights.capabilities & held & ~withheld
+    linux.forget_keys()
     for name, soft, hard in rights.limits:
         linux.set_limit(name, soft, hard)
     if rights.filter and not rights.no_new_privileges:

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import os
+import platform
 import shutil
 import stat
 import subprocess
@@ -566,6 +567,42 @@ def test_streams_that_are_devices_work(shell_root: Path) -> None:
     script += f"{command} sh -c 'echo x 2> /dev/null || echo full >&2' > /dev/full"
     done = subprocess.run(["sh", "-c", script], cwd=PROJECT, capture_output=True, text=True)
     assert (done.stdout.split(), done.stderr) == (["00"] * 4, "full\n")
+
+
+KEEP_A_KEY = """
+import ctypes, subprocess, sys
+libc = ctypes.CDLL(None)
+numbers = {"x86_64": (248, 250)}.get(sys.argv[1], (217, 219))
+libc.syscall(numbers[1], 1, None)
+assert libc.syscall(numbers[0], b"user", b"pullpipe-test", b"secret", 6, -3) > 0
+sys.exit(subprocess.run(sys.argv[2:]).returncode)
+"""
+
+FIND_THE_KEY = """
+numbers = {"x86_64": 250}.get(sys.argv[1], 219)
+if libc.syscall(numbers, 10, -3, b"user", b"pullpipe-test", 0) > 0: print("out")
+"""
+
+
+def test_keys_of_the_caller(shell_root: Path) -> None:
+    """The session's keyring of whoever calls is not the container's, also where no filter refuses to ask for it."""
+    run = [
+        sys.executable,
+        "-m",
+        "pullpipe",
+        "--root",
+        str(shell_root),
+        "run",
+        "--rm",
+        UNCONFINED,
+        *host_python(),
+        "test",
+    ]
+    for command, expected in (([*run, "python"], ""), ([sys.executable], "out\n")):
+        find = [*command, "-S", "-c", LIBC + FIND_THE_KEY, platform.machine()]
+        keep = [sys.executable, "-c", KEEP_A_KEY, platform.machine(), *find]
+        done = subprocess.run(keep, cwd=PROJECT, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, expected), done.stderr
 
 
 SWITCHES = [
