@@ -22,6 +22,7 @@ class LayerInfo(NamedTuple):
     entries: int  # tar entries applied, whiteouts included
     whiteouts: int  # names hidden, opaque directories not counted
     opaque_root: bool  # hides every layer below
+    owners_ignored: bool  # files of some owners, whom the user namespace did not have, were made root's
     implied: tuple[str, ...]  # directories that no entry described, "" the root
     presumed: tuple[str, ...]  # directories that were needed first, and then described or replaced by an entry
     emptied: tuple[str, ...]  # implied ones that are opaque, and else what they were
@@ -42,6 +43,7 @@ class LayerInfo(NamedTuple):
             entries=int(fields["entries"]),
             whiteouts=int(fields["whiteouts"]),
             opaque_root=bool(fields["opaque_root"]),
+            owners_ignored=bool(fields.get("owners_ignored")),
             implied=tuple(map(str, fields["implied"])),
             presumed=tuple(map(str, fields.get("presumed", ()))),
             emptied=tuple(map(str, fields["emptied"])),

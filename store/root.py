@@ -16,11 +16,11 @@ from store.errors import UnusableRoot
 from store.images import EMPTY_INDEX, Images
 from store.layers import LayerInfo, StackInfo
 from store.leases import Leases
-from store.namespace import in_user_namespace
+from store.namespace import is_machines_root
 from store.trees import Staging, Trees, clean
 
 FORMAT = 1
-_MADE = {"trusted": "outside of user namespaces", "user": "in a user namespace"}
+_MADE = {"trusted": "by the machine's root", "user": "without the machine's root, in a user namespace"}
 _LAYOUT = b'{"imageLayoutVersion": "1.0.0"}'
 _FILES = ("oci-layout", "index.json", "version")
 _DIRECTORIES = (
@@ -47,13 +47,14 @@ class Store:
     program, and `OSError` when it cannot be made. Users in `trusted`, by their ids, may put another directory in its
     place without being refused.
 
-    Its trees have overlayfs's `trusted` attributes or, made in a user namespace, `user` ones; of one kind for its life.
+    Its trees have overlayfs's `trusted` attributes or, where the machine's root did not make them, `user` ones; of one
+    kind for its life.
     """
 
     def __init__(self, root: str, *, durable: bool = True, trusted: Iterable[int] = ()) -> None:
         self.root = os.path.abspath(root)
         self._durable = durable
-        self._attributes = "user" if in_user_namespace() else "trusted"
+        self._attributes = "trusted" if is_machines_root() else "user"
         guard.check(self.root, _DIRECTORIES, trusted)
         self._open()
         self.blobs = Blobs(self.root)
@@ -127,7 +128,7 @@ class Store:
     def free(self) -> int:
         """Bytes that the file system still takes, as far as it knows; a quota may take fewer."""
         found = os.statvfs(self.root)
-        return found.f_frsize * (found.f_bfree if os.geteuid() == 0 else found.f_bavail)
+        return found.f_frsize * (found.f_bfree if is_machines_root() else found.f_bavail)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong with the store's own files and directories: (path below the root, what)."""

@@ -39,6 +39,7 @@ COMMANDS = (
     "mount",
     "umount",
     "unpack",
+    "unshare",
     "verify",
     "repair",
     "login",

@@ -10,7 +10,6 @@ from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pullpipe.errors import NeedsRoot
 from pullpipe.platforms import Platform
 from pullpipe.progress import FACES, PULL, Progress, Words, face
 from store import Store
@@ -23,17 +22,21 @@ _T = TypeVar("_T")
 _JOBS = min(len(os.sched_getaffinity(0)) + 2, 8)
 
 
-def open_store(arguments: argparse.Namespace) -> Store:
-    """The store that --root names; who has become root by sudo may have it in a directory of their own."""
+def open_store(arguments: argparse.Namespace, *, as_root: bool = False) -> Store:
+    """The store that --root names; who has become root by sudo may have it in a directory of their own.
+
+    `as_root` is for what takes root's rights over the store's files, to make, read or remove those of any owner. This
+    process has them from here on: who is not root, in a user namespace. Raises `NeedsRoot` where there is none.
+    """
     sudo = os.environ.get("SUDO_UID", "")
     trusted = [int(sudo)] if sudo.isascii() and sudo.isdigit() else []
-    return Store(arguments.root, durable=getattr(arguments, "durability", "full") == "full", trusted=trusted)
+    store = Store(arguments.root, durable=getattr(arguments, "durability", "full") == "full", trusted=trusted)
+    if as_root and os.geteuid() != 0:
+        from pullpipe import rootless  # after the store has looked who may change it: inside, nobody can tell
 
-
-def require_root(what: str) -> None:
-    """Raises `NeedsRoot`."""
-    if os.geteuid() != 0:
-        raise NeedsRoot(f"{what} needs root for now (owners, devices and overlay mounts): use sudo")
+        os.environ.setdefault("HOME", os.path.expanduser("~"))
+        rootless.enter()
+    return store
 
 
 def add_pull_options(parser: argparse.ArgumentParser, *, policy: str) -> None:
@@ -84,9 +87,19 @@ def add_unpack_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-size", metavar="GIB", type=_count, default=64, help=f"unpacked size {limits}")
     parser.add_argument("--max-entries", metavar="N", type=_count, default=5_000_000, help=f"files {limits}")
     parser.add_argument("--max-ratio", metavar="N", type=_count, default=2_000, help=f"compression {limits}")
+    add_owners_option(parser)
     parser.add_argument("--discard-blobs", action="store_true", help="keep the unpacked layers only")
     parser.add_argument("--durability", choices=("full", "none"), default="full", help="none leaves out the flushes")
     add_progress_options(parser)
+
+
+def add_owners_option(parser: argparse.ArgumentParser) -> None:
+    """For who has no ids, or not enough, in /etc/subuid."""
+    parser.add_argument(
+        "--ignore-owners",
+        action="store_true",
+        help="without root: make files of owners whom you have no ids for your own, where that would be an error",
+    )
 
 
 def add_progress_options(parser: argparse.ArgumentParser) -> None:
@@ -123,6 +136,7 @@ def pull_options(arguments: argparse.Namespace, platform: Platform) -> Options:
         platform,
         jobs=arguments.jobs,
         keep_blobs=not arguments.discard_blobs,
+        ignore_owners=arguments.ignore_owners,
         limits=Limits(arguments.max_size << 30, arguments.max_entries, arguments.max_ratio),
         all_platforms=getattr(arguments, "all_platforms", False),
     )

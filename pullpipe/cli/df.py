@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     images: a list of reference, blobs (compressed), unpacked, shared (of that, with other images), unique;
     blobs, layers, containers, partials, leftovers: count, size, unused (what nothing needs, or has ended).
     """
-    found = usage.measure(open_store(arguments))
+    found = usage.measure(open_store(arguments, as_root=True))
     totals = {kind: getattr(found, kind) for kind in ("blobs", "layers", "containers", "partials", "leftovers")}
     if arguments.format == "json":
         images = [{**image._asdict(), "shared": image.unpacked - image.unique} for image in found.images]

@@ -10,7 +10,6 @@ from pullpipe.cli.common import (
     platform_of,
     pull_options,
     reporting,
-    require_root,
     run_until_signal,
 )
 from pullpipe.errors import BadArgument
@@ -30,8 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    require_root("loading an image")
-    store = open_store(arguments)
+    store = open_store(arguments, as_root=True)
     options = pull_options(arguments, platform_of(arguments))
     with load.opened(arguments.path, arguments.tag, spool=store.root) as images:
         if not images:

@@ -6,8 +6,8 @@ import argparse
 import os
 
 from pullpipe import local, stack
-from pullpipe.cli.common import open_store, require_root
-from pullpipe.errors import BadArgument
+from pullpipe.cli.common import open_store
+from pullpipe.errors import BadArgument, NeedsRoot
 from pullpipe.reference import Reference
 
 HELP = "show an image's stacked layers at a directory, read-only unless told otherwise"
@@ -20,7 +20,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    require_root("mounting")
+    if os.geteuid() != 0:
+        raise NeedsRoot(
+            "without root a mount can be seen in its own namespace only; `pullpipe unpack` makes a tree that "
+            "can be seen, `pullpipe unshare` leads into such a namespace, or use sudo"
+        )
     store = open_store(arguments)
     target = os.path.realpath(arguments.directory)
     if not os.path.isdir(target):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pullpipe import local
-from pullpipe.cli.common import platform_of, reporting, require_root
+from pullpipe.cli.common import platform_of, reporting
 from pullpipe.errors import NotFound
 from pullpipe.reference import Reference
 from store import ImageRecord, Store
@@ -27,7 +27,6 @@ def provide(store: Store, reference: Reference, arguments: argparse.Namespace) -
     if arguments.policy == "never":
         wanted = "all platforms" if all_platforms else platform
         raise NotFound(f"{reference} for {wanted} is not in the store, and --policy never forbids to pull it")
-    require_root("pulling")
     from pullpipe.cli.registries import access_to, resolved_now
 
     access = access_to(reference, arguments)

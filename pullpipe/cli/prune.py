@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """--format json has: kind (container, image, layer, blob, partial, leftover), name, size (bytes)."""
     wanted = _wanted(arguments)
-    store = open_store(arguments)
+    store = open_store(arguments, as_root=True)
     found = usage.waste(store, wanted)
     if not arguments.dry_run:
         usage.remove(store, found)

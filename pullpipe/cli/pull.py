@@ -26,5 +26,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.all_platforms and arguments.discard_blobs:
         raise BadArgument("--all-platforms is about blobs, and --discard-blobs keeps none: leave one of them away")
     reference = Reference.parse(arguments.reference)
-    print(provide(open_store(arguments), reference, arguments).manifest)
+    print(provide(open_store(arguments, as_root=True), reference, arguments).manifest)
     return 0

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pullpipe.cli.common import add_registry_options, open_store, reporting, require_root, run_until_signal
+from pullpipe.cli.common import add_registry_options, open_store, reporting, run_until_signal
 from pullpipe.cli.findings import add_options, tell
 from pullpipe.cli.registries import access_to
 from pullpipe.errors import BadArgument
@@ -35,8 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """--format json has what that of `verify` has; the state is damaged, mended or unchecked."""
-    require_root("unpacking")
-    store = open_store(arguments)
+    store = open_store(arguments, as_root=True)
     references = [str(Reference.parse(text)) for text in arguments.references]
     registry = _only_registry(store, references, arguments)
     from pullpipe.pipe.repair import repair

@@ -16,7 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    store = open_store(arguments)
+    store = open_store(arguments, as_root=True)
     for wanted in arguments.containers:
         try:
             container = store.containers.find(wanted)

@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    store = open_store(arguments)
+    store = open_store(arguments, as_root=True)
     for text in arguments.references:
         reference = Reference.parse(text)
         users = [container.name for container in store.containers if container.image == str(reference)]

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 
 from pullpipe import local
-from pullpipe.cli.common import add_pull_options, open_store, require_root
+from pullpipe.cli.common import add_pull_options, open_store
 from pullpipe.cli.provide import provide
 from pullpipe.cli.walls import add_wall_options, walls_of
 from pullpipe.errors import BadArgument
@@ -39,11 +39,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    require_root("running a container")
     reference = Reference.parse(arguments.reference)
     walls = walls_of(arguments)
     env = [variable for path in arguments.env_file for variable in _variables(path)]
-    store = open_store(arguments)
+    store = open_store(arguments, as_root=True)
     image = local.load(store, provide(store, reference, arguments))
     overrides = Overrides(
         arguments=tuple(arguments.command),

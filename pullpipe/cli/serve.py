@@ -72,7 +72,7 @@ async def _serve(arguments: argparse.Namespace, store: Store) -> None:
     if users and not (private or tls):
         _say("warning: passwords travel unencrypted; give --tls-cert and --tls-key")
     if arguments.writable:
-        await asyncio.to_thread(store.clean)
+        await asyncio.to_thread(store.blobs.clean)
     async with serve(
         store.root,
         host=host,

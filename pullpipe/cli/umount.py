@@ -6,7 +6,7 @@ import argparse
 import os
 
 from pullpipe import linux, local, stack
-from pullpipe.cli.common import open_store, require_root
+from pullpipe.cli.common import open_store
 from pullpipe.errors import BadArgument
 
 HELP = "end what `mount` began; what was written into a writable mount stays, listed by ps"
@@ -17,8 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    require_root("unmounting")
-    store = open_store(arguments)
+    store = open_store(arguments, as_root=True)
     target = os.path.realpath(arguments.directory)
     mounted = [
         container for container in store.containers if container.target == target and stack.is_mounted(container)

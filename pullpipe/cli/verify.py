@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection
 
-from pullpipe.cli.common import open_store, reporting, require_root, run_until_signal
+from pullpipe.cli.common import open_store, reporting, run_until_signal
 from pullpipe.cli.findings import add_options, tell
 from pullpipe.reference import Reference
 from pullpipe.verify import Finding, Key, Survey
@@ -25,14 +25,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """--format json has, of each finding: state (damaged, unchecked, orphan, leftover), kind (blob, layer, variant,
     stack, image, container, index, file), name, problem, users (images, `container NAME`), remedy."""
-    store = open_store(arguments)
+    store = open_store(arguments, as_root=True)
     references = [str(Reference.parse(text)) for text in arguments.references]
     with store.shared():
         survey = Survey(store, references)
     suspects = () if arguments.deep else survey.suspects()
     findings = survey.findings()
     if arguments.deep or suspects:
-        require_root("unpacking")
         findings = [*_unpack_again(survey, suspects, arguments), *findings]
     damaged = {(finding.kind, finding.name) for finding in findings if finding.state == "damaged"}
     return tell([f for f in findings if f.state != "orphan" or (f.kind, f.name) not in damaged], arguments)

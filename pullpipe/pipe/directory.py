@@ -37,6 +37,9 @@ class Tree(Walk):
     `below` is the open root of the stacked layers below, for a layer that cannot be unpacked without them: there, a
     directory that no entry describes may be a symlink, and a hard link's target may be.
 
+    With `ignore_owners`, what an owner has that the user namespace does not have becomes root's. It is to be set before
+    the first entry.
+
     `apply` raises `LayerError` for what cannot be applied, with the entry's name and offset, and `OSError` for what is
     the machine's fault, such as a full disk. `finish` does what has to wait for the last entry.
     """
@@ -44,6 +47,8 @@ class Tree(Walk):
     def __init__(self, root: int, below: int = NOTHING) -> None:
         super().__init__(root, below)
         self._uid, self._gid = os.geteuid(), os.getegid()
+        self.ignore_owners = False
+        self.owners_ignored = False  # whether there were such
         self._late: dict[Path, Entry] = {}  # hardlinks to what has not come yet
         self.unresolved: list[str] = []  # hard links to what is not here
         self.size = 0
@@ -194,7 +199,7 @@ class Tree(Walk):
                 _write_sparse(fd, entry.sparse, stream)
             # A new file is ours, with our group or, in a setgid directory, the directory's.
             if not (entry.uid == self._uid and entry.gid == self._gid == parent.gid):
-                _own(fd, entry)
+                self._own(fd, entry)
             if entry.mode & 0o7000:
                 os.fchmod(fd, entry.mode)  # chown took setuid and setgid away
             if entry.xattrs:
@@ -215,7 +220,7 @@ class Tree(Walk):
                     self._open.clear()  # an open directory remembers its group
             else:
                 self._make_directory(parent, name, entry.mode)
-        _own(name, entry, parent.fd)
+        self._own(name, entry, parent.fd)
         os.chmod(name, entry.mode, dir_fd=parent.fd)  # nobody else writes here: the name is still the directory
         if entry.xattrs:
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent.fd)
@@ -261,7 +266,7 @@ class Tree(Walk):
 
     def _set(self, parent: OpenDirectory, name: bytes, entry: Entry) -> None:
         """Owner, mode, extended attributes and time of what cannot be opened."""
-        _own(name, entry, parent.fd)
+        self._own(name, entry, parent.fd)
         if entry.kind != tarstream.SYMLINK:
             os.chmod(name, entry.mode, dir_fd=parent.fd)
         if entry.xattrs:
@@ -273,7 +278,7 @@ class Tree(Walk):
         if entry.kind != tarstream.DIRECTORY:
             raise _error(entry, "the root can only be a directory")
         self._forget_xattrs(self._root, b".")
-        _own(self._root.fd, entry)
+        self._own(self._root.fd, entry)
         os.fchmod(self._root.fd, entry.mode)
         self._root.gid = entry.gid
         self._set_xattrs(self._root.fd, (), entry)
@@ -354,6 +359,25 @@ class Tree(Walk):
             self._wrote((*directory.path, name))
         return status
 
+    def _own(self, target: int | bytes, entry: Entry, directory: int | None = None) -> None:
+        """chown(2) of something open, or of a name in an open directory."""
+        follow = isinstance(target, int)
+        try:
+            os.chown(target, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            if self.ignore_owners:
+                self.owners_ignored = True
+                self._warn("owners that the user namespace does not have are ignored", entry)
+                os.chown(target, 0, 0, dir_fd=directory, follow_symlinks=follow)
+                return
+            unmapped = (
+                f"the user namespace does not have its owner, {entry.uid}:{entry.gid}; give the user more ids in "
+                "/etc/subuid and /etc/subgid, or ignore such owners with --ignore-owners"
+            )
+            raise UnmappableOwner(describe(entry, unmapped)) from error
+
     def _warn(self, what: str, entry: Entry) -> None:
         """Once for each thing that there is to say, with the first entry that it is about."""
         first, count = self._warned.get(what, (_show(entry.name), 0))
@@ -366,20 +390,6 @@ class Tree(Walk):
             f"{what}: {first}" + (f" and {count - 1} more" if count > 1 else "")
             for what, (first, count) in self._warned.items()
         ]
-
-
-def _own(target: int | bytes, entry: Entry, directory: int | None = None) -> None:
-    """chown(2) of something open, or of a name in an open directory."""
-    try:
-        os.chown(target, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=isinstance(target, int))
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        unmapped = (
-            f"the user namespace does not have its owner, {entry.uid}:{entry.gid}; "
-            "give the user more ids in /etc/subuid and /etc/subgid"
-        )
-        raise UnmappableOwner(describe(entry, unmapped)) from error
 
 
 def _write(fd: int, piece: memoryview) -> None:

@@ -18,8 +18,12 @@ from pullpipe.progress import Progress
 from store import Store
 
 
-async def flatten(store: Store, image: local.LocalImage, directory: str, progress: Progress) -> None:
+async def flatten(
+    store: Store, image: local.LocalImage, directory: str, progress: Progress, *, ignore_owners: bool = False
+) -> None:
     """Unpacks the image into `directory`, which is made, or is there and empty.
+
+    With `ignore_owners`, files of owners that the user namespace does not have become root's.
 
     Raises `BadArgument` when it is not empty, `NotFound` when the store has not kept a blob, `VerificationError` when
     one is damaged, `LayerError`, and `OSError`. What has been written by then stays, for the user to look at.
@@ -33,7 +37,7 @@ async def flatten(store: Store, image: local.LocalImage, directory: str, progres
     with Worker() as worker:
         for diff_id, layer in zip(image.config.diff_ids, blobs, strict=True):
             progress.started(layer)
-            job = Job("flat", layer.size, layer.digest.algorithm, diff_id.algorithm)
+            job = Job("flat", layer.size, layer.digest.algorithm, diff_id.algorithm, ignore_owners=ignore_owners)
             blob = os.open(store.blobs.path(layer.digest), os.O_RDONLY | os.O_CLOEXEC)
             try:
                 outcome: Result | LayerError

@@ -28,10 +28,11 @@ class Parents(NamedTuple):
 class Unpacker:
     """Unpacks layers by one worker; each into a staging directory, which the caller then describes."""
 
-    def __init__(self, worker: Worker, limits: Limits, progress: Progress) -> None:
+    def __init__(self, worker: Worker, limits: Limits, progress: Progress, *, ignore_owners: bool = False) -> None:
         self._worker = worker
         self._limits = limits
         self._progress = progress
+        self._ignore_owners = ignore_owners
 
     async def follow(
         self,
@@ -54,6 +55,7 @@ class Unpacker:
             *parents,
             limits=self._limits,
             detailed=self._progress.trace is not None,
+            ignore_owners=self._ignore_owners,
         )
         try:
             result = await self._worker.unpack(
@@ -101,6 +103,7 @@ def info_of(diff_id: Digest, result: Result) -> LayerInfo:
         entries=result.entries,
         whiteouts=result.whiteouts,
         opaque_root=result.opaque_root,
+        owners_ignored=result.owners_ignored,
         implied=tuple(result.implied),
         presumed=tuple(result.presumed),
         emptied=tuple(result.emptied),

@@ -54,6 +54,7 @@ class Options(NamedTuple):
     jobs: int = 4  # layers in flight; each costs one process and about 25 MB of memory
     keep_blobs: bool = True  # False: keep the unpacked layers only
     limits: Limits = Limits()
+    ignore_owners: bool = False  # files of owners that the user namespace does not have become root's
     all_platforms: bool = False  # have the other platforms' blobs, too, and whatever else the index leads to
 
 
@@ -119,7 +120,7 @@ class _Layers:
     def __init__(self, source: Source, store: Store, worker: Worker, options: Options, progress: Progress) -> None:
         self._source = source
         self._store = store
-        self._unpacker = Unpacker(worker, options.limits, progress)
+        self._unpacker = Unpacker(worker, options.limits, progress, ignore_owners=options.ignore_owners)
         self._options = options
         self._progress = progress
         self._slots = asyncio.Semaphore(options.jobs)

@@ -51,7 +51,7 @@ class Replay:
     ) -> None:
         self._survey = survey
         self._store = survey.store
-        self._unpacker = Unpacker(worker, _NO_LIMITS, progress)
+        self._worker = worker
         self._slots = asyncio.Semaphore(jobs)
         self._progress = progress
         self._mending = mending
@@ -131,7 +131,7 @@ class Replay:
         async def make(blob: Descriptor, fd: int) -> bool:
             staging = layers.stage_alone(diff_id, replace=True)
             try:
-                info = info_of(diff_id, await self._unpacker.unpack(fd, diff_id, blob, staging))
+                info = info_of(diff_id, await self._unpacker(key).unpack(fd, diff_id, blob, staging))
                 return await self._compare(key, staging, info, lambda: bool(known) or diff_id in layers)
             finally:
                 staging.discard()
@@ -194,6 +194,14 @@ class Replay:
             raise NotFound(f"{why} and {suspicion}: `pullpipe repair` fetches it to make sure")
         raise why
 
+    def _unpacker(self, key: Key) -> Unpacker:
+        """That ignores owners only where the pull did."""
+        try:
+            ignored = self._survey.trees[key[0]].info(key[1]).owners_ignored
+        except StoreError:
+            ignored = False
+        return Unpacker(self._worker, _NO_LIMITS, self._progress, ignore_owners=ignored)
+
     def _open(self, blob: Descriptor) -> FileIO:
         return open(self._store.blobs.path(blob.digest), "rb", 0)
 
@@ -238,7 +246,7 @@ class Replay:
         async def make(blob: Descriptor, fd: int) -> tuple[str, LayerInfo]:
             staging = variants.stage_alone(layer.chain_id, replace=True)
             owned.callback(staging.discard)
-            info = await self._unpacker.unpack_variant(fd, layer, blob, staging, below)
+            info = await self._unpacker(key).unpack_variant(fd, layer, blob, staging, below)
             right = await self._compare(key, staging, info, in_place)
             return (variants.files(layer.chain_id) if right else staging.files), info
 

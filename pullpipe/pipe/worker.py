@@ -80,6 +80,7 @@ class Job(NamedTuple):
     mount_point: str = ""  # an empty directory to mount those at, in passing
     limits: Limits = Limits()
     detailed: bool = False  # whether to tell all spans of work, or one a stage
+    ignore_owners: bool = False  # those that the user namespace does not have
 
 
 class Result(NamedTuple):
@@ -91,6 +92,7 @@ class Result(NamedTuple):
     entries: int
     whiteouts: int
     opaque_root: bool
+    owners_ignored: bool
     trusted: list[tuple[str, str, str]]  # attributes for `whiteouts.set_trusted`; the values in base64
     implied: list[str]
     presumed: list[str]
@@ -134,6 +136,7 @@ def _run_job(job: Job, channel_fd: int, blob_fd: int, directory_fd: int) -> None
         private = linux.keep_mounts_here()
         below = _open_below(job) if job.below else NOTHING
         tree = _FORMS[job.form](lock_in(directory_fd, private=private), below)
+        tree.ignore_owners = job.ignore_owners
         times = Times(detailed=job.detailed)
         blob = _Arriving(blob_fd, job.size, channel, blob_hash.update, times)
         _unpack(blob, tree, diff_hash.update, job, lambda count: _tell(channel, {"unpacked": count}), times)
@@ -235,6 +238,7 @@ def _result(tree: Tree, blob: str, diff: str, times: Times) -> Result:
         entries=tree.entries,
         whiteouts=tree.whiteouts,
         opaque_root=tree.opaque_root,
+        owners_ignored=tree.owners_ignored,
         trusted=[
             (os.fsdecode(b"/".join(path)), os.fsdecode(name), base64.b64encode(value).decode())
             for path, name, value in tree.trusted

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 from pullpipe.errors import BadConfiguration, Unauthorized
 from pullpipe.reference import DEFAULT_REGISTRY
 from pullpipe.registry.helpers import Helper
+from store import namespace
 
 _HUB_NAMES = (DEFAULT_REGISTRY, "index.docker.io", "registry-1.docker.io")
+_RUN = "/run/containers"
 _HUB_SERVER = "https://index.docker.io/v1/"  # what Docker calls it where it keeps credentials
 _TOKEN_USER = "<token>"  # in place of a user's name, when a helper has an identity token
 
@@ -175,10 +177,12 @@ def containers_auth_files(environment: Mapping[str, str]) -> list[str]:
         return [named]
     runtime = environment.get("XDG_RUNTIME_DIR")
     config = environment.get("XDG_CONFIG_HOME") or os.path.join(_home(environment), ".config")
-    return [
-        f"{runtime}/containers/auth.json" if runtime else f"/run/containers/{os.getuid()}/auth.json",
-        f"{config}/containers/auth.json",
-    ]
+    last = f"{config}/containers/auth.json"
+    if runtime:
+        return [f"{runtime}/containers/auth.json", last]
+    if os.path.exists(_RUN) and not os.access(_RUN, os.X_OK):
+        return [last]  # it is root's, for their own containers
+    return [f"{_RUN}/{namespace.user()}/auth.json", last]
 
 
 def docker_auth_files(environment: Mapping[str, str]) -> list[str]:
@@ -202,7 +206,7 @@ def _home(environment: Mapping[str, str]) -> str:
         return home
     import pwd
 
-    return pwd.getpwuid(os.getuid()).pw_dir
+    return pwd.getpwuid(namespace.user()).pw_dir
 
 
 def _document(path: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from pullpipe.errors import CommandNotExecutable, CommandNotFound, RunError
 from pullpipe.oci import ImageConfig
+from store import namespace
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ACCOUNTS_LIMIT = 4 << 20  # bytes of an image's /etc/passwd or /etc/group
@@ -100,7 +101,14 @@ def identify(user: str, more_groups: tuple[str, ...] = ()) -> Identity:
         members = [fields for fields in groups_file if account[0] in fields[3].split(",")]
         groups = tuple(_id(fields[2], f"group {fields[0]!r}") for fields in members)
     more = [_group(one, groups_file, "--group-add") for one in more_groups]
-    return Identity(uid, gid, tuple(sorted({gid, *groups, *more})), (account[5] if account else "") or "/")
+    groups = tuple(sorted({gid, *groups, *more}))
+    for what, number in (("user", uid), *(("group", one) for one in groups)):
+        if not namespace.has(what, number):
+            raise RunError(
+                f"the user namespace does not have {what} {number}; choose another with --user, "
+                "or give yourself more ids in /etc/subuid and /etc/subgid"
+            )
+    return Identity(uid, gid, groups, (account[5] if account else "") or "/")
 
 
 def _group(group: str, groups_file: list[list[str]], option: str) -> int:

@@ -57,7 +57,7 @@ def run(store: Store, image: LocalImage, options: Options) -> int:
     Raises `RunError` when the command cannot be started, `NeedsRoot`, `KernelRefused`, `StoreError`, `OSError`.
     """
     if os.geteuid() != 0:
-        raise NeedsRoot("running a container needs root for now: use sudo, with the same --root")
+        raise NeedsRoot("running a container takes root's rights; enter a user namespace first, or use sudo")
     if options.terminal and options.interactive and not os.isatty(0):
         raise RunError("-t wants a terminal, and standard input is none; leave -t away")
     if options.name and not _NAME.fullmatch(options.name):

@@ -18,11 +18,12 @@ import struct
 from typing import NamedTuple, TypeAlias
 
 from pullpipe import linux, stack
-from pullpipe.errors import RunError
+from pullpipe.errors import KernelRefused, RunError
 from pullpipe.runner import capabilities, places
 from pullpipe.runner.command import Identity
 from pullpipe.runner.walls import Bind, Rights, Tmpfs, Walls
 from pullpipe.stack import Stack
+from store import namespace
 
 _NUMBERS = {os.makedev(1, 3): "null", os.makedev(1, 5): "zero", os.makedev(1, 7): "full"}
 _NUMBERS |= {os.makedev(1, 8): "random", os.makedev(1, 9): "urandom"}
@@ -63,6 +64,15 @@ class Plan(NamedTuple):
     walls: Walls = Walls()
 
 
+class _Given(NamedTuple):
+    """What the host gives: mounts that are attached nowhere yet, and where they go, in this order."""
+
+    proc: int
+    sys: int
+    usual: _Trees
+    asked_for: _Trees
+
+
 def enter(plan: Plan) -> int:
     """Makes this process's world the container, and returns the capabilities that its root cannot have in it.
 
@@ -72,7 +82,7 @@ def enter(plan: Plan) -> int:
     _unshare(plan.walls)
     in_chroot = not linux.keep_mounts_here()
     socket.sethostname(plan.hostname)
-    usual, asked_for = _give(plan)
+    given = _give(plan)
     # Devices that an image brings along do not work; the usual ones are made below, on a mount of their own.
     stack.mount(plan.stack, plan.rootfs, flags=linux.MS_NODEV)
     os.chdir(plan.rootfs)
@@ -84,7 +94,7 @@ def enter(plan: Plan) -> int:
         linux.umount(".", linux.MNT_DETACH)
     os.chdir("/")
     os.umask(0o022)
-    _build(plan.walls, usual, asked_for)
+    _build(plan.walls, given)
     # The kernel pivots no chroot, and a root that may chroot can leave one.
     return capabilities.SYS_CHROOT if in_chroot else 0
 
@@ -102,18 +112,43 @@ def _unshare(walls: Walls) -> None:
 # What the host gives, while it can still be seen.
 
 
-def _give(plan: Plan) -> tuple[_Trees, _Trees]:
+def _give(plan: Plan) -> _Given:
     """What every container gets, and what the user asks for."""
     walls = plan.walls
     usual = [(_device(path), path) for path in _DEVICES]
     if walls.host_ipc:
-        usual.append((_bind("/dev/shm", linux.ATTR_NOSUID | linux.ATTR_NOEXEC), "/dev/shm"))
+        whole = namespace.in_user_namespace()  # where nothing is shown without what lies on it
+        usual.append((_bind("/dev/shm", linux.ATTR_NOSUID | linux.ATTR_NOEXEC, recursive=whole), "/dev/shm"))
     usual += [(_bind(source, linux.ATTR_NOSUID | linux.ATTR_NOEXEC), target) for source, target in plan.files]
     # What lies deeper comes later, and so lies on top.
     mounts = sorted(walls.mounts, key=lambda one: one.target.rstrip("/").count("/"))
     asked_for = [(_user_mount(one), one.target) for one in mounts]
     asked_for += [(_device(source), target) for source, target in walls.devices]
-    return usual, asked_for
+    return _Given(_proc(), _sys(), usual, asked_for)
+
+
+def _proc() -> int:
+    """A new /proc, of our PID namespace; or the machine's. In a user namespace the kernel gives no new one that would
+    show more than the machine's does, parts of which may be covered, as in a container, nor one of the machine's PIDs.
+    """
+    try:
+        return linux.make_mount("proc", {}, _GUARDED)
+    except KernelRefused:
+        if not namespace.in_user_namespace():
+            raise
+    tree = linux.clone_tree("/proc", recursive=True)
+    linux.set_attributes(tree, _GUARDED, recursive=True)
+    return tree
+
+
+def _sys() -> int:
+    """A new /sys, of our network namespace; if that is the machine's, a user namespace only gets the machine's."""
+    try:
+        return linux.make_mount("sysfs", {}, _GUARDED | linux.ATTR_RDONLY)
+    except KernelRefused:
+        if not namespace.in_user_namespace():
+            raise
+    return _bind("/sys", _GUARDED | linux.ATTR_RDONLY, recursive=True)
 
 
 def _user_mount(asked: Bind | Tmpfs) -> int:
@@ -141,21 +176,20 @@ def _device(source: str) -> int:
 # From here on: inside the container.
 
 
-def _build(walls: Walls, usual: _Trees, asked_for: _Trees) -> None:
-    proc = linux.make_mount("proc", {}, _GUARDED)
-    forbidden = os.fstat(proc).st_dev
-    _attach(proc, "/proc")
+def _build(walls: Walls, given: _Given) -> None:
+    forbidden = os.fstat(given.proc).st_dev
+    _attach(given.proc, "/proc")
     _mount_dev(walls)
-    _attach(linux.make_mount("sysfs", {}, _GUARDED | linux.ATTR_RDONLY), "/sys")
-    for tree, target in usual:
+    _attach(given.sys, "/sys")
+    for tree, target in given.usual:
         places.mount(tree, target, forbidden=forbidden)
     exchange_streams()
     null = os.open("/dev/null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    for tree, target in asked_for:
+    for tree, target in given.asked_for:
         places.mount(tree, target, forbidden=forbidden)
-    _mask(proc, null)
-    os.close(null)
-    os.close(proc)
+    _mask(given.proc, null)
+    for descriptor in (null, given.proc, given.sys):
+        os.close(descriptor)
 
 
 def _attach(tree: int, path: str) -> None:
@@ -178,10 +212,11 @@ def _mount_dev(walls: Walls) -> None:
     os.close(tree)
     for name, target in _DEVICE_LINKS.items():
         os.symlink(target, f"/dev/{name}")
-    terminals = {"mode": "0620", "ptmxmode": "0666", "gid": "5"}
+    terminals = {"mode": "0620", "ptmxmode": "0666"} | ({"gid": "5"} if namespace.has("group", 5) else {})
     shm = {"source": "shm", "mode": "1777", "size": str(walls.shm_size)}
     made = [("/dev/pts", linux.make_mount("devpts", terminals, linux.ATTR_NOSUID | linux.ATTR_NOEXEC))]
-    made.append(("/dev/mqueue", linux.make_mount("mqueue", {}, _GUARDED)))  # shows those of the IPC namespace
+    if not (walls.host_ipc and namespace.in_user_namespace()):  # whose root may not show the machine's
+        made.append(("/dev/mqueue", linux.make_mount("mqueue", {}, _GUARDED)))  # shows those of the IPC namespace
     if not walls.host_ipc:
         made.append(("/dev/shm", linux.make_mount("tmpfs", shm, _GUARDED)))
     for path, tree in made:
@@ -218,7 +253,7 @@ def _mask(proc: int, null: int) -> None:
     os.fchdir(proc)
     for name in _names(proc):
         if not name.isdigit() and name not in _MASKED_PROC and not stat.S_ISLNK(os.lstat(name).st_mode):
-            linux.mount(name, name, "", linux.MS_BIND)
+            linux.mount(name, name, "", linux.MS_BIND | linux.MS_REC)
             linux.mount("", name, "", linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | _GUARD)
     os.chdir("/")
     for descriptor in (sys, *(() if blank < 0 else (blank,))):
@@ -283,7 +318,11 @@ def give_up_rights(identity: Identity, rights: Rights, withheld: int = 0) -> Non
     if rights.filter and not rights.no_new_privileges:
         linux.load_filter(rights.filter)  # while we may
     linux.drop_bounding_capabilities(kept)
-    os.setgroups(identity.groups)
+    try:
+        os.setgroups(identity.groups)
+    except PermissionError:
+        if not namespace.in_user_namespace():  # one with a single group: whatever else we are a member of, we stay
+            raise
     os.setresgid(identity.gid, identity.gid, identity.gid)
     os.setresuid(identity.uid, identity.uid, identity.uid)  # the kernel takes the capabilities of a root that was
     linux.set_capabilities(kept if identity.uid == 0 else 0)
@@ -314,4 +353,8 @@ def own_streams(uid: int) -> None:
     """Gives the user the pipes that are the standard streams, so that they can open /dev/stdout, as with Docker."""
     for stream in (0, 1, 2):
         if stat.S_ISFIFO(os.fstat(stream).st_mode):
-            os.fchown(stream, uid, -1)
+            try:
+                os.fchown(stream, uid, -1)
+            except PermissionError:
+                if not namespace.in_user_namespace():  # there it may be the pipe of somebody who is not in it
+                    raise

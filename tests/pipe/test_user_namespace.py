@@ -147,7 +147,7 @@ def test_rule_25_an_owner_that_cannot_be_mapped(entry: Entry, named: str, inside
     assert (done.returncode, json.loads(done.stdout)) == (0, [])
     (error,) = [line for line in done.stderr.splitlines() if "error:" in line]
     assert re.search(named, error), error
-    assert error.endswith("/etc/subuid and /etc/subgid")
+    assert error.endswith("more ids in /etc/subuid and /etc/subgid, or ignore such owners with --ignore-owners")
 
 
 def test_rule_26_devices_are_skipped(inside: Inside, tmp_path: Path) -> None:

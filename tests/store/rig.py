@@ -118,6 +118,7 @@ def layer_info(diff_id: Digest) -> LayerInfo:
     """A record; which lists of paths it has is the layers' business, not the store's."""
     fields: dict[str, Any] = dict.fromkeys(LayerInfo._fields, ())
     fields |= {"diff_id": diff_id, "size": 3, "entries": 2, "whiteouts": 1, "opaque_root": False}
+    fields |= {"owners_ignored": False}
     return LayerInfo(**{**fields, "implied": ("", "etc")})
 
 
