@@ -65,7 +65,7 @@ class Plan(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """What the host gives: mounts that are attached nowhere yet, and where they go, in this order."""
+    """What the host gives."""
 
     proc: int
     sys: int

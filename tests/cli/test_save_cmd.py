@@ -41,7 +41,6 @@ pytestmark = pytest.mark.needs_root
 
 CONTAINERD_NAME = "io.containerd.image.name"
 FORMATS = ("docker-archive", "oci-archive", "oci-dir")
-NOBODY = 65534
 LOWER, UPPER = file_layer("lower"), file_layer("upper")
 
 
@@ -594,26 +593,6 @@ class TestFailures:
             assert saved(target) == saved(tmp_path / "elsewhere")
         finally:
             subprocess.run(["umount", tmp_path / "mount"], check=True)
-
-
-def test_without_root(cli: Cli, image: str, store_root: Path, tmp_path: Path) -> None:
-    """Who owns the store may save from it; nothing in the store changes."""
-    require("setpriv")
-    for directory, _, names in os.walk(store_root):
-        for path in (directory, *(f"{directory}/{name}" for name in names)):
-            os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
-    (tmp_path / "out").mkdir()
-    os.chown(tmp_path / "out", NOBODY, NOBODY)
-    rights = "dac_read_search"  # Python, the project and pytest's directories may be root's alone
-    who = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    who += [f"--inh-caps=-all,+{rights}", f"--ambient-caps=+{rights}", f"--bounding-set=-all,+{rights}"]
-    for form in FORMATS:
-        command = ["setpriv", *who, sys.executable, "-m", "pullpipe", "--root", str(store_root), "save", "-q"]
-        command += ["--format", form, "-o", str(tmp_path / "out" / form), image]
-        env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=60)
-        assert (done.returncode, done.stdout, done.stderr) == (0, f"{image}\n", "")
-    assert "manifest.json" in members(tmp_path / "out" / "docker-archive")
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -2,6 +2,7 @@
 
 There /etc/passwd and /etc/subuid know them, and Python and the project can be reached, whatever directory of root's
 they are in. Nothing of the machine itself is changed. Their home directories are real: root sees them from outside.
+All of it takes root, and Debian's packages util-linux and uidmap.
 """
 
 from __future__ import annotations
@@ -12,18 +13,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 PROJECT = Path(__file__).parents[2]
 _DEVICES = (("fuse", 10, 229), ("net/tun", 10, 200))  # which udev gives to everybody
 
 
-@dataclass
+@dataclass(frozen=True)
 class User:
     """One of them."""
 
@@ -31,9 +30,24 @@ class User:
     uid: int
     ids: Sequence[tuple[int, int]] = ()
     """What /etc/subuid and /etc/subgid give them: (first, how many)."""
-    home: Path = field(default=Path(), init=False)
-    enter: list[str] = field(default_factory=list, init=False)
+    home: Path = Path()
+    enter: Sequence[str] = ()
     """The beginning of a command line that leads into the namespace."""
+
+    @contextmanager
+    def at_a_new_home(self) -> Iterator[User]:
+        """The user with an empty directory for a home, which is removed afterwards."""
+        home = Path(tempfile.mkdtemp(prefix=f"pullpipe-{self.name}-"))
+        try:
+            os.chown(home, self.uid, self.uid)
+            yield replace(self, home=home)
+        finally:
+            shutil.rmtree(home)
+
+    def owner(self, number: int) -> int:
+        """The id outside of what is this one in the user's namespace."""
+        outside = [self.uid, *(first + one for first, count in self.ids for one in range(count))]
+        return outside[number]
 
     def command(self, *words: str | Path, before: Sequence[str] = ()) -> list[str]:
         """The command line that has the user run these words; `before` is put before it, and run by root there."""
@@ -73,59 +87,39 @@ class User:
         return self.home / ".local/share/pullpipe"
 
 
-class Users:
-    """The namespace with these users, alive within its `with` block."""
+@contextmanager
+def somewhere(*users: User) -> Iterator[list[User]]:
+    """The namespace with these users, alive for the length of the block. They have no homes there yet."""
+    with tempfile.TemporaryDirectory(prefix="pullpipe-users-") as scratch:
+        command = ["unshare", "--mount", "--propagation=private", "sh", "-ec", _script(Path(scratch), users)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            if process.stdout.readline() != b"ready\n":
+                raise RuntimeError("the users' namespace cannot be made; what is wrong stands above")
+            enter = ("nsenter", f"--mount=/proc/{process.pid}/ns/mnt")
+            yield [replace(user, enter=enter) for user in users]
+            process.communicate(b"")  # with which it ends
 
-    def __init__(self, *users: User) -> None:
-        self._users = users
-        self._stack = ExitStack()
 
-    def __enter__(self) -> Self:
-        scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="pullpipe-users-")))
-        for user in self._users:
-            user.home = Path(tempfile.mkdtemp(prefix=f"pullpipe-{user.name}-"))
-            self._stack.callback(shutil.rmtree, user.home)
-            os.chown(user.home, user.uid, user.uid)
-        process = self._stack.enter_context(
-            subprocess.Popen(
-                ["unshare", "--mount", "--propagation=private", "sh", "-ec", self._script(scratch)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-        )
-        assert process.stdin is not None
-        self._stack.callback(process.stdin.close)  # with which it ends
-        assert process.stdout is not None
-        if process.stdout.readline() != b"ready\n":
-            raise RuntimeError("the users' namespace cannot be made; what is wrong stands above")
-        for user in self._users:
-            user.enter = ["nsenter", f"--mount=/proc/{process.pid}/ns/mnt"]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stack.close()
-
-    def _script(self, scratch: Path) -> str:
-        lines = []
-        for name, text in {
-            "passwd": "".join(f"{u.name}:x:{u.uid}:{u.uid}::{u.home}:/bin/sh\n" for u in self._users),
-            "group": "".join(f"{u.name}:x:{u.uid}:\n" for u in self._users),
-            "subuid": "".join(f"{u.name}:{first}:{count}\n" for u in self._users for first, count in u.ids),
-            "subgid": "".join(f"{u.uid}:{first}:{count}\n" for u in self._users for first, count in u.ids),
-        }.items():
-            there = Path("/etc") / name
-            there.touch()
-            (scratch / name).write_text(there.read_text() + text)
-            lines.append(f"mount --bind {scratch / name} {there}")
-        for number, (name, major, minor) in enumerate(_DEVICES):
-            node = scratch / f"device{number}"
-            os.mknod(node, 0o020666, os.makedev(major, minor))
-            node.chmod(0o666)
-            lines.append(f"test ! -e /dev/{name} || mount --bind {node} /dev/{name}")
-        lines += _opened([Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parent, PROJECT])
-        return "\n".join([f"cd {scratch}", *lines, "echo ready", "exec cat"])
+def _script(scratch: Path, users: Sequence[User]) -> str:
+    lines = []
+    for name, text in {
+        "passwd": "".join(f"{user.name}:x:{user.uid}:{user.uid}::/:/bin/sh\n" for user in users),
+        "group": "".join(f"{user.name}:x:{user.uid}:\n" for user in users),
+        "subuid": "".join(f"{user.name}:{first}:{count}\n" for user in users for first, count in user.ids),
+        "subgid": "".join(f"{user.uid}:{first}:{count}\n" for user in users for first, count in user.ids),
+    }.items():
+        there = Path("/etc") / name
+        there.touch()
+        (scratch / name).write_text(there.read_text() + text)
+        lines.append(f"mount --bind {scratch / name} {there}")
+    for number, (name, major, minor) in enumerate(_DEVICES):
+        node = scratch / f"device{number}"
+        os.mknod(node, 0o020666, os.makedev(major, minor))
+        node.chmod(0o666)
+        lines.append(f"test ! -e /dev/{name} || mount --bind {node} /dev/{name}")
+    lines += _opened([Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parent, PROJECT])
+    return "\n".join([f"cd {scratch}", *lines, "echo ready", "exec cat"])
 
 
 def _opened(paths: Sequence[Path]) -> list[str]:
