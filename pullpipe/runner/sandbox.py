@@ -294,12 +294,11 @@ def _below(top: int, path: str) -> int | None:
     return found
 
 
-def close_root(walls: Walls) -> None:
-    """After the last thing that has to be made in the root: if it is to be read-only, from here on it is."""
-    if walls.read_only:
-        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        linux.set_attributes(root, linux.ATTR_RDONLY)
-        os.close(root)
+def close_root() -> None:
+    """Makes the root read-only, after the last thing that has to be made in it."""
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    linux.set_attributes(root, linux.ATTR_RDONLY)
+    os.close(root)
 
 
 def give_up_rights(identity: Identity, rights: Rights, withheld: int = 0) -> None:

@@ -1,0 +1,96 @@
+"""Signals to us go to the command; and before it is one, those that Python ignores are set back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from types import FrameType
+from typing import Self
+
+_FORWARDED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGCONT,
+)
+_HARMLESS = frozenset({signal.SIGCONT})  # does not end a process that does not handle it
+
+
+class Signals:
+    """Signals to us go to the command, for as long as the block runs.
+
+    The first process of a PID namespace never feels a signal that it does not handle. Anywhere else such a signal would
+    have ended it, and that is what the sender expects: it is killed, and `killed_by` tells by which.
+
+    Python runs a handler only when it comes back from a system call, and a signal that arrives just before one does not
+    interrupt it. So signals arrive as bytes in a pipe, and nothing here waits without waiting for that, too.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.killed_by = 0
+        self._pid = pid
+
+    def __enter__(self) -> Self:
+        self.process = os.pidfd_open(self._pid)  # readable when it has ended
+        self._arrived, self._arriving = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._before = {number: signal.signal(number, _note) for number in (*_FORWARDED, signal.SIGWINCH)}
+        signal.set_wakeup_fd(self._arriving, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        for fd in (self.process, self._arrived, self._arriving):
+            os.close(fd)
+
+    def wait(self, *descriptors: int) -> tuple[list[int], bool]:
+        """Waits until one of them is readable, or our terminal has another size; returns those, and whether it has."""
+        while True:
+            ready, _, _ = select.select([*descriptors, self._arrived], [], [])
+            resized = False
+            if self._arrived in ready:
+                ready.remove(self._arrived)
+                for number in os.read(self._arrived, 4096):
+                    resized = resized or number == signal.SIGWINCH
+                    if number in _FORWARDED:
+                        self._forward(number)
+            if ready or resized:
+                return ready, resized
+
+    def wait_for(self, descriptor: int) -> None:
+        """Waits until it is readable."""
+        while not self.wait(descriptor)[0]:
+            pass
+
+    def _forward(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, number)
+            if number not in _HARMLESS and not _feels(self._pid, number):
+                self.killed_by = self.killed_by or number
+                os.kill(self._pid, signal.SIGKILL)
+
+
+def _note(_number: int, _frame: FrameType | None) -> None:
+    """Nothing to do: that a handler is there has Python write the number to the pipe."""
+
+
+def _feels(pid: int, number: int) -> bool:
+    """Whether the process handles or ignores the signal by its own will."""
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+        fields = dict(line.split(":", 1) for line in file if ":" in line)
+    mask = int(fields["SigCgt"], 16) | int(fields["SigIgn"], 16)
+    return bool(mask >> (number - 1) & 1)
+
+
+def reset() -> None:
+    """Python ignores some signals, and what a process ignores its successor ignores too."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        with contextlib.suppress(OSError, ValueError):  # those that the C library keeps for itself
+            signal.signal(number, signal.SIG_DFL)
