@@ -111,14 +111,15 @@ class Containers:
         command: tuple[str, ...] = (),
         name: str = "",
         target: str = "",
-    ) -> Container:
-        """A new container with empty directories. Raises `InUse` when the name is taken."""
+    ) -> tuple[Container, Lock]:
+        """A new container with empty directories, and its lock, which the caller holds from the beginning: nobody takes
+        it for one that has ended. Raises `InUse` when the name is taken."""
         with locks.held(self._lock):
             return self._create(image, manifest, stack, command, name, target)
 
     def _create(
         self, image: str, manifest: Digest, stack: Digest, command: tuple[str, ...], name: str, target: str
-    ) -> Container:
+    ) -> tuple[Container, Lock]:
         container_id = os.urandom(32).hex()
         name = name or f"c-{container_id[:8]}"
         if any(name == other.name for other in self):
@@ -127,8 +128,10 @@ class Containers:
         for directory in ("", "upper", "work", "rootfs"):
             os.mkdir(os.path.join(self.path(container), directory), 0o700)
         os.chmod(os.path.join(self.path(container), "upper"), 0o755)  # it stands for the root
+        lock = Lock(self._lock_path(container_id))
+        lock.acquire()
         self.update(container)
-        return container
+        return container, lock
 
     def path(self, container: Container) -> str:
         """The container's directory."""
@@ -140,24 +143,37 @@ class Containers:
             os.path.join(self.path(container), "config.json"), container.to_json(), durable=self._durable
         )
 
-    def lock(self, container: Container) -> Lock:
-        """The lock of whoever runs it."""
-        return Lock(os.path.join(self.path(container), "lock"))
+    def lock(self, container: Container) -> Lock | None:
+        """The lock of whoever runs it, if nobody does. Raises `NotInStore` when it has just been removed."""
+        lock = Lock(self._lock_path(container.id))
+        try:
+            return lock if lock.try_acquire() else None
+        except FileNotFoundError as error:
+            raise NotInStore(f"no container {container.name!r}; `pullpipe ps` lists them") from error
+
+    def _lock_path(self, container_id: str) -> str:
+        return os.path.join(self._directory, container_id, "lock")
 
     def is_running(self, container: Container) -> bool:
         """Whether a runner holds its lock now."""
-        lock = self.lock(container)
-        free = lock.try_acquire()
-        lock.release()
-        return not free
+        try:
+            lock = self.lock(container)
+        except NotInStore:
+            return False
+        if lock:
+            lock.release()
+        return lock is None
 
     def discard(self, container_id: str) -> bool:
         """Removes a container whose record is damaged, by its whole id; says whether there was one that did not run."""
         path = os.path.join(self._directory, container_id)
-        if not container_id.isalnum() or not os.path.isdir(path):
+        if not container_id.isalnum():
             return False
-        lock = Lock(os.path.join(path, "lock"))
-        if not lock.try_acquire():
+        lock = Lock(self._lock_path(container_id))
+        try:
+            if not lock.try_acquire():
+                return False
+        except (FileNotFoundError, NotADirectoryError):  # no such container, or it has just been removed
             return False
         remove_tree(path)
         lock.release()
@@ -174,10 +190,11 @@ class Containers:
         ids = os.listdir(self._directory)
         return [one for one in ids if not exists(os.path.join(self._directory, one, "config.json"))]
 
-    def remove(self, container: Container) -> None:
-        """Removes the record first, then the files. Raises `InUse` when it runs."""
-        lock = self.lock(container)
-        if not lock.try_acquire():
+    def remove(self, container: Container, held: Lock | None = None) -> None:
+        """Removes the record first, then the files; `held` is its lock, if the caller has it. Raises `InUse` when
+        somebody else has, `NotInStore` when it is gone."""
+        lock = held or self.lock(container)
+        if lock is None:
             raise InUse(f"container {container.name} is running; end its command first")
         try:
             os.unlink(os.path.join(self.path(container), "config.json"))

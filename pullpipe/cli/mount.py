@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise BadArgument(f"something is mounted at {target} already; `pullpipe umount {target}` if it is ours")
     with store.shared():
         image = local.find(store, Reference.parse(arguments.reference))
-        container = store.containers.create(
+        container, lock = store.containers.create(
             image=image.record.reference,
             manifest=image.record.manifest,
             stack=image.chain_id,
@@ -46,7 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
             else:
                 stack.mount_read_only(stacked, target)
         except BaseException:
-            store.containers.remove(container)
+            store.containers.remove(container, lock)
             raise
+        finally:
+            lock.release()
     print(target)
     return 0

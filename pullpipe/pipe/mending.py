@@ -14,7 +14,7 @@ from pullpipe.progress import Progress
 from pullpipe.reference import Reference
 from pullpipe.transports import Source
 from pullpipe.verify import Key, Survey
-from store import Container, Ingest, InUse, Staging, Store
+from store import Container, Ingest, InUse, NotInStore, Staging, Store
 
 # Where an image came from, by its reference. Raises `PullpipeError`.
 Connect: TypeAlias = Callable[[Reference], AbstractAsyncContextManager[Source]]
@@ -95,11 +95,15 @@ class Mending:
 
     def _hold(self, container: Container, held: ExitStack) -> None:
         """Keeps the container from starting. What stands on a tree sees that very tree, which is about to go."""
-        lock = self._store.containers.lock(container)
-        if stack.is_mounted(container) or not lock.try_acquire():
+        try:
+            lock = self._store.containers.lock(container)
+        except NotInStore:
+            return  # it has just been removed
+        if lock:
+            held.callback(lock.release)
+        if stack.is_mounted(container) or lock is None:
             what = f"`pullpipe umount {container.target}`" if container.target else "end its command"
             raise InUse(f"container {container.name} stands on it; {what} and repair again")
-        held.callback(lock.release)
 
 
 def not_mended(why: Exception) -> str:

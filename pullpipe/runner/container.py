@@ -51,15 +51,13 @@ def run(store: Store, image: LocalImage, options: Options) -> int:
     program = seccomp.program(options.walls.seccomp, rights.capabilities, os.path.join(store.root, "cache"))
     options = options._replace(walls=options.walls._replace(rights=rights._replace(filter=program)))
     with store.shared():  # until the record stands, nothing else keeps the layers
-        container = store.containers.create(
+        container, lock = store.containers.create(
             image=image.record.reference,
             manifest=image.record.manifest,
             stack=image.chain_id,
             command=planned.argv,
             name=options.name,
         )
-    lock = store.containers.lock(container)
-    lock.acquire()
     try:
         exit_code = _start(store, container, planned, options)
         if not options.remove:
@@ -68,9 +66,9 @@ def run(store: Store, image: LocalImage, options: Options) -> int:
         store.containers.update(container._replace(exit_code=error.exit_code))
         raise
     finally:
-        lock.release()
         if options.remove:
-            store.containers.remove(container)
+            store.containers.remove(container, lock)
+        lock.release()
     return exit_code
 
 

@@ -145,9 +145,10 @@ class _Pulled:
 
         asyncio.run(work())
         loaded = local.load(store, next(iter(store.images)))
-        container = store.containers.create(
+        container, lock = store.containers.create(
             image="localhost/t:1", manifest=loaded.record.manifest, stack=loaded.chain_id
         )
+        lock.release()
         target.mkdir()
         stack.mount_read_only(stack.build(store, container), str(target))
         try:

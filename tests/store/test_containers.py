@@ -17,9 +17,11 @@ MANIFEST, STACK = Digest.of(b"manifest"), Digest.of(b"stack")
 
 
 def create(store: Store, name: str = "") -> Container:
-    return store.containers.create(
+    container, lock = store.containers.create(
         image="example.org/a:1", manifest=MANIFEST, stack=STACK, command=("echo", "ä", ""), name=name
     )
+    lock.release()
+    return container
 
 
 def test_create(store: Store) -> None:
@@ -117,7 +119,7 @@ def test_running(store: Store) -> None:
     """For as long as another process holds its lock, and not a moment longer, however that ends."""
     container = create(store)
     assert not store.containers.is_running(container)
-    hold = f"lock = store.containers.lock(store.containers.find({container.id!r}))\nlock.acquire()"
+    hold = f"lock = store.containers.lock(store.containers.find({container.id!r}))"
     with another_process(hold, Path(store.root)) as process:
         assert store.containers.is_running(container)
         with pytest.raises(InUse, match=container.name):
@@ -213,3 +215,24 @@ def forget_all(store: Store) -> None:
     """So that each round makes the same steps, and does not look at what earlier ones left."""
     for path in Path(store.root, "containers").iterdir():
         shutil.rmtree(path)
+
+
+def test_one_that_begins_is_running(store: Store) -> None:
+    """From the first moment that others see it, until its lock is released: it is not removed before it has begun."""
+    container, lock = store.containers.create(image="i", manifest=MANIFEST, stack=STACK)
+    [seen] = Store(store.root).containers
+    assert store.containers.is_running(seen)
+    with pytest.raises(InUse):
+        Store(store.root).containers.remove(seen)
+    lock.release()
+    assert not store.containers.is_running(container)
+
+
+def test_removed_meanwhile(store: Store) -> None:
+    """Whoever still has it in hand is told so."""
+    container = create(store, "web")
+    Store(store.root).containers.remove(container)
+    assert not store.containers.is_running(container)
+    assert not store.containers.discard(container.id)
+    with pytest.raises(NotInStore, match="no container 'web'"):
+        store.containers.remove(container)

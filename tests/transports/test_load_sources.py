@@ -224,8 +224,8 @@ class TestContents:
     def test_docker_archive_as_directory(self, tmp_path: Path) -> None:
         """An archive that was unpacked, or moby's download-frozen-image-v2.sh."""
         write_docker_archive(tmp_path / "a.tar", IMAGE, "a:1")
-        with tarfile.open(tmp_path / "a.tar") as archive:
-            archive.extractall(tmp_path / "a", filter="data")
+        (tmp_path / "a").mkdir()
+        subprocess.run(["tar", "-xf", tmp_path / "a.tar", "-C", tmp_path / "a"], check=True)
         assert loaded(tmp_path / "a", tmp_path) == loaded(tmp_path / "a.tar", tmp_path)
 
     def test_from_the_middle(self, layout: Path, tmp_path: Path) -> None:
