@@ -40,7 +40,7 @@ def content_size(tree: str) -> int:
         todo = [""]
         while todo:
             path = todo.pop()
-            directory = _open(top, path)
+            directory = open_below(top, path)
             try:
                 with os.scandir(directory) as entries:
                     for entry in entries:
@@ -69,14 +69,14 @@ class _Comparison:
 
     def lines(self) -> Iterator[str]:
         wrong = ", ".join(
-            _attributes(os.stat(self._tree), os.stat(self._original), _at(self._tree), _at(self._original))
+            _attributes(os.stat(self._tree), os.stat(self._original), place(self._tree), place(self._original))
         )
         if wrong:
             yield f"its root: {wrong}"
         todo = [""]
         while todo:
             path = todo.pop()
-            here, there = _open(self._tree, path), _open(self._original, path)
+            here, there = open_below(self._tree, path), open_below(self._original, path)
             try:
                 mine, others = set(os.listdir(here)), set(os.listdir(there))
                 for name in sorted(mine | others):
@@ -99,7 +99,7 @@ class _Comparison:
             todo.append(f"{path}{name}/")
         elif self._first(0, mine, path + name) != self._first(1, other, path + name):
             yield "its hard links differ"
-        yield from _attributes(mine, other, _at(here, name), _at(there, name))
+        yield from _attributes(mine, other, place(here, name), place(there, name))
         if stat.S_ISLNK(mine.st_mode):
             if os.readlink(name, dir_fd=here) != os.readlink(name, dir_fd=there):
                 yield "it leads elsewhere"
@@ -113,7 +113,7 @@ class _Comparison:
         return self._linked[side].setdefault(status.st_ino, path) if status.st_nlink > 1 else path
 
 
-def _attributes(mine: os.stat_result, other: os.stat_result, place: bytes, original: bytes) -> Iterator[str]:
+def _attributes(mine: os.stat_result, other: os.stat_result, where: bytes, original: bytes) -> Iterator[str]:
     if stat.S_IMODE(mine.st_mode) != stat.S_IMODE(other.st_mode):
         yield f"its mode is {stat.S_IMODE(mine.st_mode):04o} instead of {stat.S_IMODE(other.st_mode):04o}"
     if (mine.st_uid, mine.st_gid) != (other.st_uid, other.st_gid):
@@ -123,7 +123,7 @@ def _attributes(mine: os.stat_result, other: os.stat_result, place: bytes, origi
     whiteout = stat.S_ISCHR(mine.st_mode) and mine.st_rdev == 0
     if mine.st_mtime_ns != other.st_mtime_ns and not whiteout:
         yield f"its time is {_seconds(mine.st_mtime_ns)} instead of {_seconds(other.st_mtime_ns)}"
-    if _xattrs(place) != _xattrs(original):
+    if xattrs(where) != xattrs(original):
         yield "its extended attributes differ"
 
 
@@ -131,10 +131,11 @@ def _seconds(nanoseconds: int) -> str:
     return f"{nanoseconds // 10**9}.{nanoseconds % 10**9:09}".rstrip("0").rstrip(".")
 
 
-def _xattrs(place: bytes) -> dict[str, bytes]:
+def xattrs(where: bytes) -> dict[str, bytes]:
+    """Those of what is at this path, but for what the machine or the file system notes there."""
     return {
-        name: os.getxattr(place, name, follow_symlinks=False)
-        for name in os.listxattr(place, follow_symlinks=False)
+        name: os.getxattr(where, name, follow_symlinks=False)
+        for name in os.listxattr(where, follow_symlinks=False)
         if name.startswith(_NAMESPACES) and name not in _OF_THE_MACHINE
     }
 
@@ -156,7 +157,7 @@ def _same_content(here: int, there: int, name: str) -> bool:
     return True
 
 
-def _open(top: int, path: str) -> int:
+def open_below(top: int, path: str) -> int:
     """The directory at a path that ends with a slash, or the top; in steps that the kernel's limit allows."""
     directory = os.dup(top)
     names = path.split("/")[:-1]
@@ -167,6 +168,6 @@ def _open(top: int, path: str) -> int:
     return directory
 
 
-def _at(directory: int, name: str = ".") -> bytes:
+def place(directory: int, name: str = ".") -> bytes:
     """A path to the name in the open directory, for the calls that take no such directory."""
     return b"/proc/self/fd/%d/%s" % (directory, os.fsencode(name))

@@ -12,7 +12,7 @@ import socket
 from typing import NamedTuple
 
 from pullpipe import linux, stack
-from pullpipe.errors import NeedsRoot, RunError
+from pullpipe.errors import NeedsRoot, NotFound, RunError
 from pullpipe.local import LocalImage
 from pullpipe.runner import command, names, process, sandbox, seccomp
 from pullpipe.runner.command import Command, Overrides
@@ -51,6 +51,8 @@ def run(store: Store, image: LocalImage, options: Options) -> int:
     program = seccomp.program(options.walls.seccomp, rights.capabilities, os.path.join(store.root, "cache"))
     options = options._replace(walls=options.walls._replace(rights=rights._replace(filter=program)))
     with store.shared():  # until the record stands, nothing else keeps the layers
+        if image.chain_id not in store.stacks:
+            raise NotFound(f"{image.record.reference} is not in the store any more: somebody has just removed it")
         container, lock = store.containers.create(
             image=image.record.reference,
             manifest=image.record.manifest,

@@ -22,6 +22,10 @@ from pathlib import Path
 
 import pytest
 
+from pullpipe import local
+from pullpipe.errors import NotFound
+from pullpipe.runner import container
+from store import Store
 from tests.conftest import PROJECT, Cli, require
 from tests.runner.rig import Run, containers, error, line, out, started, status
 from tests.support.images import Dir, Entry, File
@@ -795,3 +799,15 @@ def test_real_images(name: str, shell: str, shared_images: Path, cli: Cli, store
     assert out(cli("run", "--rm", "-u", "nobody", reference, "id", "-un")) == "nobody"
     assert cli("run", "--rm", reference, "sh", "-c", "exit 42").returncode == 42
     assert containers(cli) == []
+
+
+@pytest.mark.usefixtures("image")
+def test_an_image_that_is_removed_before_its_container_is_there(cli: Cli, store_root: Path) -> None:
+    """Somebody else was quicker: it is said, and nothing stays."""
+    store = Store(str(store_root))
+    [record] = store.images
+    found = local.load(store, record)
+    out(cli("rmi", "test"))
+    with pytest.raises(NotFound, match="is not in the store any more"):
+        container.run(store, found, container.Options())
+    assert list(store.containers) == []

@@ -1,0 +1,162 @@
+"""A directory tree as a layer's tar stream. The same tree makes the same bytes, whoever writes it and whenever.
+
+The form is pax, which keeps nanoseconds, long names, large numbers and extended attributes. Names come in the order of
+their bytes, each directory before what is in it. An upper directory of overlayfs becomes what it means: whiteouts and
+opaque directories in the form of image-spec, layer.md.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tarfile
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pullpipe.errors import BadArgument, KernelRefused
+from pullpipe.pipe.below import is_whiteout
+from pullpipe.pipe.whiteouts import opaque_attribute
+from store.compare import open_below, place, xattrs
+
+_PIECE = 1 << 20  # bytes
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_OVERLAY = ("trusted.overlay.", "user.overlay.")
+_ELSEWHERE = ("redirect", "metacopy")  # overlay's attributes that say: the rest of this lies in a layer below
+_WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
+_TYPES = {
+    stat.S_IFREG: tarfile.REGTYPE,
+    stat.S_IFDIR: tarfile.DIRTYPE,
+    stat.S_IFLNK: tarfile.SYMTYPE,
+    stat.S_IFCHR: tarfile.CHRTYPE,
+    stat.S_IFBLK: tarfile.BLKTYPE,
+    stat.S_IFIFO: tarfile.FIFOTYPE,
+}
+
+
+class Rules(NamedTuple):
+    """How a tree becomes an archive."""
+
+    at: str = ""  # where it goes in the image: a relative path
+    owner: tuple[int, int] | None = None  # of everything, instead of what it is
+    latest: int | None = None  # seconds since 1970; what is younger has this time instead
+    root: bool = False  # with an entry for the tree's root
+    upper: bool = False  # the tree is an upper directory of overlayfs
+    left_out: frozenset[str] = frozenset()  # paths in the tree
+
+
+def pieces(tree: str, rules: Rules) -> Iterator[bytes]:
+    """The archive, piece by piece. Sockets are left out, as tar does.
+
+    Raises `BadArgument` for what cannot be in a layer, `KernelRefused`, and `OSError`.
+    """
+    top = os.open(tree, _DIRECTORY)
+    try:
+        yield from _Archive(top, rules).pieces()
+    finally:
+        os.close(top)
+    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+class _Archive:
+    """Paths end with a slash where they are those of directories."""
+
+    def __init__(self, top: int, rules: Rules) -> None:
+        self._top = top
+        self._rules = rules
+        self._at = f"{rules.at}/" if rules.at else ""
+        self._names: dict[tuple[int, int], str] = {}  # of files with several: the first
+
+    def pieces(self) -> Iterator[bytes]:
+        if self._rules.root:
+            yield self._header("./", self._top, ".", os.fstat(self._top))
+        todo = [""]
+        while todo:
+            path = todo.pop()
+            directory = open_below(self._top, path)
+            try:
+                if self._is_opaque(directory):
+                    yield _empty(self._at + path + _OPAQUE)
+                names = sorted(os.listdir(directory), key=os.fsencode, reverse=True)
+                below = []
+                for name in reversed(names):
+                    if path + name in self._rules.left_out:
+                        continue
+                    status = os.lstat(name, dir_fd=directory)
+                    if stat.S_ISDIR(status.st_mode):
+                        below.append(f"{path}{name}/")
+                        yield self._header(f"{self._at}{path}{name}/", directory, name, status)
+                    else:
+                        yield from self._file(directory, path, name, status)
+                todo += reversed(below)
+            finally:
+                os.close(directory)
+
+    def _is_opaque(self, directory: int) -> bool:
+        try:
+            return self._rules.upper and os.getxattr(directory, opaque_attribute()) == b"y"
+        except OSError:
+            return False
+
+    def _file(self, directory: int, path: str, name: str, status: os.stat_result) -> Iterator[bytes]:
+        if self._rules.upper and is_whiteout(status):
+            yield _empty(self._at + path + _WHITEOUT + name)
+            return
+        if self._rules.upper and name.startswith(_WHITEOUT):
+            raise BadArgument(
+                f"/{path}{name} cannot be in a layer, where such a name means that another file is removed; rename it"
+            )
+        if stat.S_ISSOCK(status.st_mode):
+            return
+        entry = self._at + path + name
+        first = self._names.setdefault((status.st_dev, status.st_ino), entry) if status.st_nlink > 1 else entry
+        yield self._header(entry, directory, name, status, link=first if first != entry else "")
+        if stat.S_ISREG(status.st_mode) and first == entry:
+            yield from _content(directory, name, path + name, status)
+
+    def _header(self, entry: str, directory: int, name: str, status: os.stat_result, *, link: str = "") -> bytes:
+        info = tarfile.TarInfo(entry.rstrip("/"))
+        info.type = tarfile.LNKTYPE if link else _TYPES[stat.S_IFMT(status.st_mode)]
+        info.linkname = link or (os.readlink(name, dir_fd=directory) if stat.S_ISLNK(status.st_mode) else "")
+        info.size = status.st_size if info.type == tarfile.REGTYPE else 0
+        info.mode = stat.S_IMODE(status.st_mode)
+        info.uid, info.gid = self._rules.owner or (status.st_uid, status.st_gid)
+        info.devmajor, info.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
+        time = status.st_mtime_ns
+        if self._rules.latest is not None:
+            time = min(time, self._rules.latest * 10**9)
+        info.mtime = time // 10**9
+        records = {} if link else self._attributes(directory, name, entry)
+        if time % 10**9:
+            records["mtime"] = f"{'-' * (time < 0)}{abs(time) // 10**9}.{abs(time) % 10**9:09}".rstrip("0")
+        info.pax_headers = records
+        return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+    def _attributes(self, directory: int, name: str, entry: str) -> dict[str, str]:
+        found = {}
+        for key, value in sorted(xattrs(place(directory, name)).items()):
+            if not key.startswith(_OVERLAY):
+                found[f"SCHILY.xattr.{key}"] = value.decode("utf-8", "surrogateescape")
+            elif self._rules.upper and key.endswith(_ELSEWHERE):
+                raise KernelRefused(
+                    f"/{entry} was renamed, and overlayfs has kept only that; "
+                    "turn its redirect_dir and metacopy off (/sys/module/overlay/parameters), and do it again"
+                )
+        return found
+
+
+def _content(directory: int, name: str, path: str, status: os.stat_result) -> Iterator[bytes]:
+    left = status.st_size
+    with open(os.open(name, _FILE, dir_fd=directory), "rb", 0) as file:
+        while left and (piece := file.read(min(left, _PIECE))):
+            left -= len(piece)
+            yield piece
+    if left:
+        raise BadArgument(f"/{path} has become shorter while it was read; try again when nobody writes to it")
+    yield bytes(-status.st_size % tarfile.BLOCKSIZE)
+
+
+def _empty(entry: str) -> bytes:
+    info = tarfile.TarInfo(entry)  # root's, from 1970
+    info.mode = 0
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")

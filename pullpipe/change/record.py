@@ -1,0 +1,65 @@
+"""A draft becomes an image of the store: by a pull, from this process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+
+from pullpipe.change.draft import Draft
+from pullpipe.errors import NotFound
+from pullpipe.local import LocalImage, platform_of
+from pullpipe.oci import Descriptor
+from pullpipe.pipe.pull import Options, pull
+from pullpipe.progress import Progress
+from pullpipe.reference import Reference
+from pullpipe.transports import Document
+from pullpipe.transports.files import Extent
+from store import Digest, ImageRecord, Store
+
+
+def draft_of(store: Store, image: LocalImage) -> Draft:
+    """The image, to be changed. Raises `StoreError`."""
+    manifest, config = store.blobs.read(image.record.manifest), store.blobs.read(image.manifest.config.digest)
+    return Draft.of(manifest, config, platform_of(image.record))
+
+
+async def record(store: Store, draft: Draft, reference: Reference, options: Options, progress: Progress) -> ImageRecord:
+    """Has the image in the store under this name. Layers of the image that it is made of are not unpacked again.
+
+    Raises what a pull does; the store is then as before.
+    """
+    source = _DraftSource(draft)
+    options = options._replace(platform=draft.platform)
+    return (await pull(source, str(source.manifest.digest), str(reference), store, options, progress)).record
+
+
+class _DraftSource:
+    """The draft's documents, and its new layer."""
+
+    def __init__(self, draft: Draft) -> None:
+        manifest, self._config = draft.documents()
+        self.manifest = Document(manifest, str(draft.manifest.get("mediaType", "")), Digest.of(manifest))
+        self._top = draft.top
+
+    async def resolve(self, _wanted: str) -> Digest:
+        return self.manifest.digest
+
+    async def document(self, _wanted: str) -> Document:
+        return self.manifest
+
+    @asynccontextmanager
+    async def blob(self, descriptor: Descriptor, offset: int) -> AsyncIterator[AsyncIterator[bytes]]:
+        if self._top and descriptor.digest == self._top.digest:
+            async with aclosing(Extent(self._top.path, 0, self._top.size).pieces(offset)) as pieces:
+                yield pieces
+        elif descriptor.digest == Digest.of(self._config):
+            yield _once(self._config[offset:])
+        else:
+            raise NotFound(f"the store has not kept blob {descriptor.digest}; pull the image again, and then change it")
+
+    def doubt(self, _blob: Digest) -> list[str]:
+        return []
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
