@@ -25,6 +25,7 @@ import pytest
 from pullpipe import local
 from pullpipe.errors import NotFound
 from pullpipe.runner import container
+from pullpipe.runner.command import Overrides
 from store import Store
 from tests.conftest import PROJECT, Cli, require
 from tests.runner.rig import Run, containers, error, line, out, started, status
@@ -809,5 +810,5 @@ def test_an_image_that_is_removed_before_its_container_is_there(cli: Cli, store_
     found = local.load(store, record)
     out(cli("rmi", "test"))
     with pytest.raises(NotFound, match="is not in the store any more"):
-        container.run(store, found, container.Options())
+        container.run(store, found, container.Options(Overrides(("true",))))
     assert list(store.containers) == []
