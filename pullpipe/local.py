@@ -160,9 +160,9 @@ def marks(store: Store, images: Iterable[ImageRecord], containers: Iterable[Cont
     Of an image that came from an index all that the index leads to stays, as far as it is here: other platforms'
     blobs, attestations. While a document is damaged, what it leads to cannot be known, and everything stays.
     """
-    images = list(images)
+    images, containers = list(images), list(containers)
     leads = [led for record in images for led in led_to(store, record.manifest, record.resolved)]
-    leads += led_to(store, *store.images.foreign())
+    leads += led_to(store, *store.images.foreign(), *(container.manifest for container in containers))
     found = Marks({led.digest for led in leads}, set(), set(), {container.stack for container in containers})
     certain = not any(led.damaged for led in leads)
     for record in images:

@@ -33,6 +33,7 @@ class Words(NamedTuple):
 
 
 PULL = Words("pull", "already here", "to pull", "pulled and unpacked", "pulled")
+MAKE = Words("make", "already here", "to unpack", "made", "unpacked")
 PUSH = Words("push", "already there", "to push", "pushed", "pushed")
 
 

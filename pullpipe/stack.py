@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pullpipe import linux
 from pullpipe.errors import KernelRefused
-from store import Container, Store
+from store import Container, Digest, Store
 from store.namespace import in_user_namespace
 
 _LIMIT = 500  # lower directories of one mount: OVL_MAX_STACK in the kernel
@@ -33,14 +33,19 @@ def build(store: Store, container: Container) -> Stack:
     """
     own = store.containers.path(container)
     upper = os.path.join(own, "upper")
-    directories = store.stacks.files(container.stack)
-    lower = [os.path.join(store.root, path) for path in store.stacks.info(container.stack).lower]
+    lower = lower_of(store, container.stack)
     if not os.listdir(upper):
-        root = os.stat(directories)
+        root = os.stat(store.stacks.files(container.stack))
         os.chown(upper, root.st_uid, root.st_gid)
         os.chmod(upper, root.st_mode & 0o7777)
         os.utime(upper, ns=(root.st_mtime_ns, root.st_mtime_ns))
-    return Stack(tuple(lower) or (directories,), upper, os.path.join(own, "work"), source(container))
+    return Stack(lower, upper, os.path.join(own, "work"), source(container))
+
+
+def lower_of(store: Store, chain_id: Digest) -> tuple[str, ...]:
+    """The directories of a settled stack, the topmost first; at least one. Raises `NotInStore`, `Corrupt`."""
+    found = tuple(os.path.join(store.root, path) for path in store.stacks.info(chain_id).lower)
+    return found or (store.stacks.files(chain_id),)
 
 
 def source(container: Container) -> str:

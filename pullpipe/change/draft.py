@@ -94,8 +94,9 @@ class Draft(NamedTuple):
         media_type = (f"{_DOCKER_LAYER}.{suffix}" if docker else f"{OCI_LAYER}+{suffix}").rstrip(".+")
         descriptor = {"mediaType": media_type, "size": layer.size, "digest": str(layer.digest)}
         draft.manifest["layers"] = [*(draft.manifest["layers"] or ()), _ordered_as(descriptor, draft.manifest)]
+        draft._note(note)
         draft.config["rootfs"]["diff_ids"] = [*(draft.config["rootfs"].get("diff_ids") or ()), str(layer.diff_id)]
-        return draft._replace(top=layer)._noted(note)
+        return draft._replace(top=layer)
 
     def without_layer(self, number: int) -> Draft:
         """One less; 1 is the lowest. As old as what is left. Raises `BadArgument`."""
@@ -106,12 +107,13 @@ class Draft(NamedTuple):
         draft = self._copy()
         del draft.manifest["layers"][number - 1]
         del draft.config["rootfs"]["diff_ids"][number - 1]
-        history = draft.config.get("history") or []
-        filled = [place for place, entry in enumerate(history) if not entry.get("empty_layer")]
-        if len(filled) == self.height:  # else nobody knows which is whose
-            del history[filled[number - 1]]
-        if history and "created" in draft.config:
-            draft.config["created"] = history[-1].get("created", draft.config["created"])
+        if (entries := self._entries()) is not None:
+            history = draft.config["history"]
+            del history[entries[number - 1]]
+            if created := history[-1].get("created"):
+                draft.config["created"] = created
+            else:
+                draft.config.pop("created", None)
         return draft
 
     def with_one_layer(self, layer: NewLayer, note: Note) -> Draft:
@@ -140,9 +142,9 @@ class Draft(NamedTuple):
                 settings.pop(name, None)
         _set_variables(settings, changes.env)
         _set_labels(settings, changes.labels)
-        if draft.config == self.config or note is None:
-            return draft
-        return draft._noted(note, empty=True)
+        if draft.config != self.config and note is not None:
+            draft._note(note, empty=True)
+        return draft
 
     def documents(self) -> tuple[bytes, bytes]:
         """(manifest, config) as bytes."""
@@ -156,13 +158,20 @@ class Draft(NamedTuple):
     def _copy(self) -> Draft:
         return self._replace(config=deepcopy(self.config), manifest=deepcopy(self.manifest))
 
-    def _noted(self, note: Note, *, empty: bool = False) -> Draft:
-        entry = note.entry() | ({"empty_layer": True} if empty else {})
-        self.config["history"] = [*(self.config.get("history") or ()), entry]
-        self.config["created"] = rfc3339(note.created)
+    def _entries(self) -> list[int] | None:
+        """The place of each layer's entry in the history; None where that says nothing of the layers, or is wrong."""
+        history = self.config.get("history") or []
+        filled = [place for place, entry in enumerate(history) if not entry.get("empty_layer")]
+        return filled if len(filled) == self.height else None
+
+    def _note(self, note: Note, *, empty: bool = False) -> None:
+        """Not where there is no history of the layers by now: what is new could not be told from the rest."""
+        if self._entries() is not None:
+            entry = note.entry() | ({"empty_layer": True} if empty else {})
+            self.config["history"] = [*(self.config.get("history") or ()), entry]
+            self.config["created"] = rfc3339(note.created)
         if note.author:
             self.config["author"] = note.author
-        return self
 
 
 def rfc3339(seconds: float) -> str:

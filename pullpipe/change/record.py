@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
 from pullpipe.change.draft import Draft
-from pullpipe.errors import NotFound
+from pullpipe.errors import InvalidDocument, NotFound
 from pullpipe.local import LocalImage, platform_of
-from pullpipe.oci import Descriptor
+from pullpipe.oci import Descriptor, ImageConfig, Index, parse_document
 from pullpipe.pipe.pull import Options, pull
 from pullpipe.progress import Progress
 from pullpipe.reference import Reference
@@ -21,6 +21,16 @@ def draft_of(store: Store, image: LocalImage) -> Draft:
     """The image, to be changed. Raises `StoreError`."""
     manifest, config = store.blobs.read(image.record.manifest), store.blobs.read(image.manifest.config.digest)
     return Draft.of(manifest, config, platform_of(image.record))
+
+
+def draft_of_manifest(store: Store, digest: Digest) -> Draft:
+    """The same of an image that need not have a name any more. Raises `StoreError`, `InvalidDocument`."""
+    data = store.blobs.read(digest)
+    manifest = parse_document(data)
+    if isinstance(manifest, Index):
+        raise InvalidDocument(f"{digest} is an index, and no image")
+    config = store.blobs.read(manifest.config.digest)
+    return Draft.of(data, config, ImageConfig.parse(config, layers=len(manifest.layers)).platform)
 
 
 async def record(store: Store, draft: Draft, reference: Reference, options: Options, progress: Progress) -> ImageRecord:

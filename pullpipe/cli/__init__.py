@@ -27,6 +27,13 @@ COMMANDS = (
     "run",
     "images",
     "inspect",
+    "tag",
+    "layer",
+    "config",
+    "commit",
+    "squash",
+    "import",
+    "export",
     "ps",
     "rm",
     "rmi",
@@ -118,7 +125,7 @@ def program() -> NoReturn:
 
 
 def _module(command: str) -> ModuleType:
-    return importlib.import_module(f"pullpipe.cli.{command}")
+    return importlib.import_module(f"pullpipe.cli.{command}{'_' if command == 'import' else ''}")
 
 
 def _add_global_options(parser: argparse.ArgumentParser, *, top: bool) -> None:

@@ -44,8 +44,18 @@ class Tar:
 @contextmanager
 def tar_archive(path: str | None) -> Iterator[Tar]:
     """An archive in place of the file at `path`, or into the pipe or device there; None is standard output."""
+    with output(path) as (fd, name):
+        archive = Tar(fd, name)
+        yield archive
+        archive.end()
+
+
+@contextmanager
+def output(path: str | None) -> Iterator[tuple[int, str]]:
+    """(descriptor, name) of what takes the place of the file at `path`, or of the pipe or device there, or of standard
+    output if that is None. Raises `BadArgument`."""
     if path is None:
-        yield from _archive(_STDOUT, "standard output")
+        yield _STDOUT, "standard output"
         return
     path = os.path.realpath(path)  # a symlink stays one
     with writing(path):
@@ -54,7 +64,7 @@ def tar_archive(path: str | None) -> Iterator[Tar]:
         raise BadArgument(f"{path} is a directory, and an archive is a file; name one, or choose --format oci-dir")
     if stat.S_ISREG(mode):
         with replaced(path) as fd:
-            yield from _archive(fd, path)
+            yield fd, path
             with writing(path):
                 os.fsync(fd)
         durable.sync_directory(os.path.dirname(path))
@@ -62,15 +72,9 @@ def tar_archive(path: str | None) -> Iterator[Tar]:
         with writing(path):
             fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            yield from _archive(fd, path)
+            yield fd, path
         finally:
             os.close(fd)
-
-
-def _archive(fd: int, name: str) -> Iterator[Tar]:
-    archive = Tar(fd, name)
-    yield archive
-    archive.end()
 
 
 @contextmanager
