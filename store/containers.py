@@ -33,6 +33,7 @@ class Container(NamedTuple):
     created: float  # seconds since 1970
     target: str = ""  # of `pullpipe mount`: the directory where the stack is shown
     exit_code: int | None = None  # None until the command has ended
+    out_of_memory: bool = False  # whether the kernel has killed something in it for that
 
     @property
     def short_id(self) -> str:

@@ -24,7 +24,7 @@ def require(tool: str) -> str:
     """The path of a Debian tool. Without it the test is skipped, in CI it fails."""
     path = shutil.which(tool)
     if path is None:
-        _leave_out(f"{tool} is not installed")
+        leave_out(f"{tool} is not installed")
     return path
 
 
@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("needs_root") and os.geteuid() != 0:
-        _leave_out("needs root")
+        leave_out("needs root")
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +136,8 @@ def cli(store_root: Path) -> Cli:
     return run
 
 
-def _leave_out(reason: str) -> NoReturn:
+def leave_out(reason: str) -> NoReturn:
+    """Skips the test; in CI it fails."""
     if IN_CI:
         pytest.fail(f"{reason}, and nothing is left out in CI")
     pytest.skip(reason)

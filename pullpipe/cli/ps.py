@@ -19,7 +19,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """--format json has: id, name, image, command (a list), created (seconds since 1970), status, exit_code."""
+    """--format json has: id, name, image, command (a list), created (seconds since 1970), status, exit_code,
+    out_of_memory."""
     store = open_store(arguments)
     containers = list(store.containers)
     if arguments.format == "json":
@@ -33,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
                     "created": container.created,
                     "status": _status(store, container),
                     "exit_code": container.exit_code,
+                    "out_of_memory": container.out_of_memory,
                 }
                 for container in containers
             ]

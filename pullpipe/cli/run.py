@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 
 from pullpipe import local
 from pullpipe.cli.common import add_pull_options, open_store
+from pullpipe.cli.limits import add_limit_options, limits_of
 from pullpipe.cli.provide import provide
 from pullpipe.cli.walls import add_wall_options, walls_of
 from pullpipe.errors import BadArgument
@@ -33,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--group-add", action="append", default=[], metavar="GROUP", help="be a member of this one, too; name or number"
     )
     add_wall_options(parser)
+    add_limit_options(parser)
     add_pull_options(parser, policy="missing")
     parser.add_argument("reference", metavar="IMAGE")
     parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="instead of the image's Cmd")
@@ -40,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     reference = Reference.parse(arguments.reference)
-    walls = walls_of(arguments)
+    walls, limits = walls_of(arguments), limits_of(arguments)
     env = [variable for path in arguments.env_file for variable in _variables(path)]
     store = open_store(arguments, as_root=True)
     image = local.load(store, provide(store, reference, arguments))
@@ -60,8 +63,16 @@ def run(arguments: argparse.Namespace) -> int:
         terminal=arguments.tty,
         remove=arguments.rm,
         walls=walls,
+        limits=limits,
     )
-    return container.run(store, image, options)
+    ended = container.run(store, image, options)
+    if ended.out_of_memory:
+        print(
+            f"pullpipe: the container ran out of memory, and the kernel killed a process in it; --memory is "
+            f"{arguments.memory}",
+            file=sys.stderr,
+        )
+    return ended.exit_code
 
 
 def _variables(path: str) -> Iterator[str]:

@@ -92,7 +92,7 @@ def walls_of(arguments: argparse.Namespace) -> Walls:
         mounts=tuple(mounts),
         devices=tuple(device for text in arguments.device for device in _devices(text)),
         read_only=arguments.read_only,
-        shm_size=_size("--shm-size", arguments.shm_size or "64m"),
+        shm_size=size_of("--shm-size", arguments.shm_size or "64m"),
         network=_network(arguments),
         host_pids=_choice("--pid", arguments.pid, "private", "host") == "host",
         host_ipc=host_ipc,
@@ -328,7 +328,8 @@ def _choice(option: str, value: str, *choices: str) -> str:
     return value
 
 
-def _size(option: str, text: str) -> int:
+def size_of(option: str, text: str) -> int:
+    """A number of bytes as Docker takes it: 64m, 1g, 512kb. Raises `BadArgument`."""
     match = re.fullmatch(r"([0-9]{1,12})([bkmgt]?)b?", text.lower())
     if not match or not int(match[1]):
         raise BadArgument(f"{option} {text} is no number of bytes, such as 64m or 1g")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 import socket
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from pullpipe import linux, stack
 from pullpipe.errors import NeedsRoot, NotFound, RunError
@@ -19,6 +20,10 @@ from pullpipe.runner.command import Command, Overrides
 from pullpipe.runner.process import Entrance, Streams
 from pullpipe.runner.walls import Walls
 from store import Container, Store
+
+if TYPE_CHECKING:
+    from pullpipe.runner.cgroups import Group
+    from pullpipe.runner.limits import Limits
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # Docker's rule
 
@@ -33,10 +38,18 @@ class Options(NamedTuple):
     terminal: bool = False  # the command gets a terminal
     remove: bool = False  # the container is removed when the command has ended
     walls: Walls = Walls()
+    limits: Limits | None = None
 
 
-def run(store: Store, image: LocalImage, options: Options) -> int:
-    """Runs the image's command in a new container and returns its exit code; 128+N when signal N ended it.
+class Ended(NamedTuple):
+    """How it ended."""
+
+    exit_code: int  # the command's; 128+N when signal N ended it
+    out_of_memory: bool = False  # whether the kernel has killed a process in it for that
+
+
+def run(store: Store, image: LocalImage, options: Options) -> Ended:
+    """Runs the image's command in a new container.
 
     Raises `RunError` when the command cannot be started, `NeedsRoot`, `KernelRefused`, `StoreError`, `OSError`.
     """
@@ -50,6 +63,7 @@ def run(store: Store, image: LocalImage, options: Options) -> int:
     rights = options.walls.rights
     program = seccomp.program(options.walls.seccomp, rights.capabilities, os.path.join(store.root, "cache"))
     options = options._replace(walls=options.walls._replace(rights=rights._replace(filter=program)))
+    groups = _plan_limits(options.limits)
     with store.shared():  # until the record stands, nothing else keeps the layers
         if image.chain_id not in store.stacks:
             raise NotFound(f"{image.record.reference} is not in the store any more: somebody has just removed it")
@@ -61,9 +75,9 @@ def run(store: Store, image: LocalImage, options: Options) -> int:
             name=options.name,
         )
     try:
-        exit_code = _start(store, container, planned, options)
+        ended = _start(store, container, planned, options, groups)
         if not options.remove:
-            store.containers.update(container._replace(exit_code=exit_code))
+            store.containers.update(container._replace(**ended._asdict()))
     except RunError as error:
         store.containers.update(container._replace(exit_code=error.exit_code))
         raise
@@ -71,24 +85,56 @@ def run(store: Store, image: LocalImage, options: Options) -> int:
         if options.remove:
             store.containers.remove(container, lock)
         lock.release()
-    return exit_code
+    return ended
 
 
-def _start(store: Store, container: Container, planned: Command, options: Options) -> int:
+def _plan_limits(limits: Limits | None) -> list[Group]:
+    if limits is None:
+        return []
+    from pullpipe.runner import cgroups
+
+    return cgroups.plan(limits)
+
+
+def _start(store: Store, container: Container, planned: Command, options: Options, groups: Sequence[Group]) -> Ended:
     hostname = options.hostname or container.short_id
+    own = store.containers.path(container)
     walls = options.walls
+    if groups:
+        from pullpipe.runner import cgroups
+    limited = [cgroups.directory(group, container.id) for group in groups]
+    shown = cgroups.shown(groups, container.id, os.path.join(own, "cgroup")) if groups else []
     plan = sandbox.Plan(
         stack=stack.build(store, container),
-        rootfs=os.path.join(store.containers.path(container), "rootfs"),
+        rootfs=os.path.join(own, "rootfs"),
         hostname=hostname,
-        files=names.write_files(store.containers.path(container), hostname, walls.network),
-        walls=walls,
+        files=names.write_files(own, hostname, walls.network),
+        walls=walls._replace(mounts=(*shown, *walls.mounts)),
     )
+
+    def enter() -> int:
+        if limited:
+            cgroups.join(limited, 0)
+        return sandbox.enter(plan)
+
     streams = Streams(options.interactive, options.terminal)
-    entrance = Entrance(lambda: sandbox.enter(plan), walls.rights, walls.read_only, walls.init)
+    entrance = Entrance(enter, walls.rights, walls.read_only, walls.init)
     planned = planned._replace(env={"HOSTNAME": hostname, **planned.env})
+    try:
+        if groups:
+            cgroups.make(groups, container.id)
+        exit_code = _run_to_its_end(planned, streams, entrance, host_pids=walls.host_pids)
+        return Ended(exit_code, bool(limited) and cgroups.out_of_memory(limited))
+    finally:
+        if limited:
+            cgroups.remove(limited)
+        if os.path.ismount(plan.rootfs):  # from within a chroot a shared mount cannot be made private: it came through
+            linux.umount(plan.rootfs, linux.MNT_DETACH)
+
+
+def _run_to_its_end(planned: Command, streams: Streams, entrance: Entrance, *, host_pids: bool) -> int:
     ours, theirs = socket.socketpair()
-    if walls.host_pids:
+    if host_pids:
         linux.adopt_orphans()  # nothing but us ends them
         pid = linux.fork_tied()
     else:
@@ -100,7 +146,5 @@ def _start(store: Store, container: Container, planned: Command, options: Option
     try:
         return process.oversee(pid, ours, streams)
     finally:
-        if walls.host_pids:
+        if host_pids:
             linux.end_children()
-        if os.path.ismount(plan.rootfs):  # from within a chroot a shared mount cannot be made private: it came through
-            linux.umount(plan.rootfs, linux.MNT_DETACH)

@@ -100,7 +100,7 @@ def enter(plan: Plan) -> int:
 
 
 def _unshare(walls: Walls) -> None:
-    flags = linux.CLONE_NEWNS | linux.CLONE_NEWUTS
+    flags = linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWCGROUP
     flags |= 0 if walls.host_ipc else linux.CLONE_NEWIPC
     flags |= linux.CLONE_NEWNET if walls.network.kind == "none" else 0
     linux.unshare(flags)
@@ -181,6 +181,9 @@ def _build(walls: Walls, given: _Given) -> None:
     _attach(given.proc, "/proc")
     _mount_dev(walls)
     _attach(given.sys, "/sys")
+    if namespace.in_user_namespace():  # where it may be the machine's, with all its groups
+        _attach(blank := _blank(), "/sys/fs/cgroup")
+        os.close(blank)
     for tree, target in given.usual:
         places.mount(tree, target, forbidden=forbidden)
     exchange_streams()
@@ -242,7 +245,7 @@ def _mask(proc: int, null: int) -> None:
         if not stat.S_ISDIR(os.fstat(place).st_mode):
             tree = linux.clone_tree(null)
         elif blank < 0:
-            tree = blank = linux.make_mount("tmpfs", {"size": "0"}, _GUARDED | linux.ATTR_RDONLY)
+            tree = blank = _blank()
         else:
             tree = linux.clone_tree(blank)
         linux.attach(tree, place, path)
@@ -258,6 +261,11 @@ def _mask(proc: int, null: int) -> None:
     os.chdir("/")
     for descriptor in (sys, *(() if blank < 0 else (blank,))):
         os.close(descriptor)
+
+
+def _blank() -> int:
+    """An empty directory to lie over another."""
+    return linux.make_mount("tmpfs", {"size": "0"}, _GUARDED | linux.ATTR_RDONLY)
 
 
 def _processors(sys: int) -> list[str]:
