@@ -96,7 +96,7 @@ def kept(store: Store, image: LocalImage, layer: Descriptor, diff_id: Digest) ->
     """The layer's blob; or another image's, which is the same layer under another compression. Raises `NotFound`."""
     if layer.digest in store.blobs:
         return layer
-    for other in _readable(store):
+    for other in readable(store):
         for blob, other_diff_id in other.layers:
             if other_diff_id == diff_id and blob.digest in store.blobs:
                 return blob
@@ -118,13 +118,14 @@ def damaged(blob: Digest, reference: str) -> str:
 
 def _anew(store: Store, blob: Digest, reference: str) -> str:
     """How to get the blob from the registry: a pull fetches no layer that is unpacked, and any image may need that."""
-    images = list(_readable(store))
+    images = list(readable(store))
     diff_ids = {diff_id for image in images for layer, diff_id in image.layers if layer.digest == blob}
     users = {image.record.reference for image in images if diff_ids.intersection(image.config.diff_ids)}
     return f"`pullpipe rmi {' '.join(sorted(users | {reference}))}` and pull {reference} again"
 
 
-def _readable(store: Store) -> Iterator[LocalImage]:
+def readable(store: Store) -> Iterator[LocalImage]:
+    """The images whose documents are whole."""
     for record in store.images:
         try:
             yield load(store, record)
@@ -134,7 +135,7 @@ def _readable(store: Store) -> Iterator[LocalImage]:
 
 def neighbours(store: Store, reference: Reference) -> dict[Digest, str]:
     """Blobs of layers that the registry should have in other repositories than the reference's, with such a one."""
-    others = [(Reference.parse(image.record.reference), image) for image in _readable(store)]
+    others = [(Reference.parse(image.record.reference), image) for image in readable(store)]
     return {
         layer.digest: other.repository
         for other, image in others

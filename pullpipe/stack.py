@@ -98,7 +98,7 @@ def _mount(lower: Sequence[str], target: str, source: str, flags: int, options: 
             descriptors.append(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         os.chdir("/proc/self/fd")
         names = ":".join(map(str, descriptors))
-        options += ",userxattr" if in_user_namespace() else ""  # as `whiteouts.opaque_attribute` has it
+        options += ",userxattr" if in_user_namespace() else ""  # as `below.opaque_attribute` has it
         linux.mount(source, os.path.abspath(target), "overlay", flags, f"lowerdir={names}{options}")
     except KernelRefused as error:
         cause = error.__cause__

@@ -40,7 +40,7 @@ def content_size(tree: str) -> int:
         todo = [""]
         while todo:
             path = todo.pop()
-            directory = open_below(top, path)
+            directory = open_directory(top, path)
             try:
                 with os.scandir(directory) as entries:
                     for entry in entries:
@@ -69,14 +69,14 @@ class _Comparison:
 
     def lines(self) -> Iterator[str]:
         wrong = ", ".join(
-            _attributes(os.stat(self._tree), os.stat(self._original), place(self._tree), place(self._original))
+            _attributes(os.stat(self._tree), os.stat(self._original), place_of(self._tree), place_of(self._original))
         )
         if wrong:
             yield f"its root: {wrong}"
         todo = [""]
         while todo:
             path = todo.pop()
-            here, there = open_below(self._tree, path), open_below(self._original, path)
+            here, there = open_directory(self._tree, path), open_directory(self._original, path)
             try:
                 mine, others = set(os.listdir(here)), set(os.listdir(there))
                 for name in sorted(mine | others):
@@ -99,21 +99,21 @@ class _Comparison:
             todo.append(f"{path}{name}/")
         elif self._first(0, mine, path + name) != self._first(1, other, path + name):
             yield "its hard links differ"
-        yield from _attributes(mine, other, place(here, name), place(there, name))
+        yield from _attributes(mine, other, place_of(here, name), place_of(there, name))
         if stat.S_ISLNK(mine.st_mode):
             if os.readlink(name, dir_fd=here) != os.readlink(name, dir_fd=there):
                 yield "it leads elsewhere"
         elif stat.S_ISREG(mine.st_mode):
             if mine.st_size != other.st_size:
                 yield f"it has {mine.st_size} bytes instead of {other.st_size}"
-            elif not _same_content(here, there, name):
+            elif not same_content(here, there, name):
                 yield "its content differs"
 
     def _first(self, side: int, status: os.stat_result, path: str) -> str:
         return self._linked[side].setdefault(status.st_ino, path) if status.st_nlink > 1 else path
 
 
-def _attributes(mine: os.stat_result, other: os.stat_result, where: bytes, original: bytes) -> Iterator[str]:
+def _attributes(mine: os.stat_result, other: os.stat_result, place: bytes, original: bytes) -> Iterator[str]:
     if stat.S_IMODE(mine.st_mode) != stat.S_IMODE(other.st_mode):
         yield f"its mode is {stat.S_IMODE(mine.st_mode):04o} instead of {stat.S_IMODE(other.st_mode):04o}"
     if (mine.st_uid, mine.st_gid) != (other.st_uid, other.st_gid):
@@ -123,7 +123,7 @@ def _attributes(mine: os.stat_result, other: os.stat_result, where: bytes, origi
     whiteout = stat.S_ISCHR(mine.st_mode) and mine.st_rdev == 0
     if mine.st_mtime_ns != other.st_mtime_ns and not whiteout:
         yield f"its time is {_seconds(mine.st_mtime_ns)} instead of {_seconds(other.st_mtime_ns)}"
-    if xattrs(where) != xattrs(original):
+    if attributes_of(place) != attributes_of(original):
         yield "its extended attributes differ"
 
 
@@ -131,16 +131,16 @@ def _seconds(nanoseconds: int) -> str:
     return f"{nanoseconds // 10**9}.{nanoseconds % 10**9:09}".rstrip("0").rstrip(".")
 
 
-def xattrs(where: bytes) -> dict[str, bytes]:
-    """Those of what is at this path, but for what the machine or the file system notes there."""
+def attributes_of(place: bytes) -> dict[str, bytes]:
+    """The extended attributes of what is there, but for those that the machine or the file system notes in them."""
     return {
-        name: os.getxattr(where, name, follow_symlinks=False)
-        for name in os.listxattr(where, follow_symlinks=False)
+        name: os.getxattr(place, name, follow_symlinks=False)
+        for name in os.listxattr(place, follow_symlinks=False)
         if name.startswith(_NAMESPACES) and name not in _OF_THE_MACHINE
     }
 
 
-def _same_content(here: int, there: int, name: str) -> bool:
+def same_content(here: int, there: int, name: str) -> bool:
     """Of two files of one size. Where the disk does not give it any more, it is not the same."""
     with ExitStack() as opened:
         mine, other = (os.open(name, _FILE, dir_fd=directory) for directory in (here, there))
@@ -157,7 +157,7 @@ def _same_content(here: int, there: int, name: str) -> bool:
     return True
 
 
-def open_below(top: int, path: str) -> int:
+def open_directory(top: int, path: str) -> int:
     """The directory at a path that ends with a slash, or the top; in steps that the kernel's limit allows."""
     directory = os.dup(top)
     names = path.split("/")[:-1]
@@ -168,6 +168,6 @@ def open_below(top: int, path: str) -> int:
     return directory
 
 
-def place(directory: int, name: str = ".") -> bytes:
+def place_of(directory: int, name: str = ".") -> bytes:
     """A path to the name in the open directory, for the calls that take no such directory."""
     return b"/proc/self/fd/%d/%s" % (directory, os.fsencode(name))

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pullpipe.errors import BadArgument, KernelRefused
-from pullpipe.pipe.below import is_whiteout
-from pullpipe.pipe.whiteouts import opaque_attribute
-from store.compare import open_below, place, xattrs
+from pullpipe.pipe.below import is_whiteout, opaque_attribute
+from store.compare import attributes_of, open_directory, place_of
 
 _PIECE = 1 << 20  # bytes
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -73,7 +72,7 @@ class _Archive:
         todo = [""]
         while todo:
             path = todo.pop()
-            directory = open_below(self._top, path)
+            directory = open_directory(self._top, path)
             try:
                 if self._is_opaque(directory):
                     yield _empty(self._at + path + _OPAQUE)
@@ -134,7 +133,7 @@ class _Archive:
 
     def _attributes(self, directory: int, name: str, entry: str) -> dict[str, str]:
         found = {}
-        for key, value in sorted(xattrs(place(directory, name)).items()):
+        for key, value in sorted(attributes_of(place_of(directory, name)).items()):
             if not key.startswith(_OVERLAY):
                 found[f"SCHILY.xattr.{key}"] = value.decode("utf-8", "surrogateescape")
             elif self._rules.upper and key.endswith(_ELSEWHERE):

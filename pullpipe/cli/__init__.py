@@ -34,6 +34,8 @@ COMMANDS = (
     "squash",
     "import",
     "export",
+    "history",
+    "layers",
     "ps",
     "rm",
     "rmi",

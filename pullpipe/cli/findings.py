@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from pullpipe.cli.common import add_jobs_option, print_json
+from pullpipe.cli.common import add_jobs_option, print_json, printable
 from pullpipe.progress import FACES
 from pullpipe.verify import Finding, State
 
@@ -35,7 +35,7 @@ def tell(findings: Sequence[Finding], arguments: argparse.Namespace) -> int:
         print_json([finding._asdict() for finding in findings])
     else:
         for finding in findings:
-            print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(finding)))
+            print(printable(str(finding)))
     counts = Counter(finding.state for finding in findings)
     if not arguments.quiet:
         told = [f"{counts[state]} {word}" for state, word in _WORDS.items() if counts[state]]

@@ -7,9 +7,12 @@ import os
 import stat
 from typing import TypeAlias
 
+from store.namespace import in_user_namespace
+
 ENTER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 NOTHING = -1  # for a descriptor
+TRUSTED_OPAQUE = "trusted.overlay.opaque"
 
 Path: TypeAlias = tuple[bytes, ...]  # names from the root down; no `.`, no `..`, nothing empty
 
@@ -39,6 +42,21 @@ class OpenDirectory:
 def is_whiteout(status: os.stat_result) -> bool:
     """Whether this is overlayfs's whiteout; an image's own 0:0 devices are never made, so it is one of ours."""
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+def opaque_attribute() -> str:
+    """The attribute by which overlayfs knows an opaque directory here."""
+    return "user.overlay.opaque" if in_user_namespace() else TRUSTED_OPAQUE
+
+
+def is_opaque(directory: str) -> bool:
+    """Whether the directory of a layer's tree hides what the layers below have there."""
+    try:
+        return os.getxattr(directory, opaque_attribute(), follow_symlinks=False) == b"y"
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.ENOTSUP):
+            raise
+        return False
 
 
 def exists_below(parent: OpenDirectory, name: bytes) -> bool:

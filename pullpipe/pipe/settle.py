@@ -25,8 +25,7 @@ from typing import NamedTuple
 
 from pullpipe.errors import LayerError
 from pullpipe.oci import chain_ids
-from pullpipe.pipe.below import is_whiteout
-from pullpipe.pipe.whiteouts import opaque_attribute
+from pullpipe.pipe.below import is_opaque, is_whiteout
 from store import Digest, LayerInfo, StackInfo, Staging, Store
 
 _OVERLAY = ("trusted.overlay.", "user.overlay.")
@@ -151,19 +150,10 @@ def _look_up(stack: Sequence[str], path: str, transparent: Container[int] = ()) 
                     return [(number, status)] if so_far[1:] == path else []
                 break
             found.append((number, status))
-            if _is_opaque(place) and not (number in transparent and so_far[1:] == path):
+            if is_opaque(place) and not (number in transparent and so_far[1:] == path):
                 break
         merged = [number for number, _ in found]
     return found
-
-
-def _is_opaque(directory: str) -> bool:
-    try:
-        return os.getxattr(directory, opaque_attribute()) == b"y"
-    except OSError as error:
-        if error.errno not in (errno.ENODATA, errno.ENOTSUP):
-            raise
-        return False
 
 
 def _write_directories(stack: Sequence[Layer], target: str) -> None:

@@ -16,12 +16,20 @@ import os
 import stat
 from collections.abc import Iterable
 
-from pullpipe.pipe.below import NOTHING, OpenDirectory, Path, exists_below, is_whiteout
+from pullpipe.pipe.below import (
+    NOTHING,
+    TRUSTED_OPAQUE,
+    OpenDirectory,
+    Path,
+    exists_below,
+    is_whiteout,
+    opaque_attribute,
+)
 from pullpipe.pipe.directory import Tree, describe
 from pullpipe.pipe.tarstream import Entry
 from store.namespace import in_user_namespace
 
-_OPAQUE = b"trusted.overlay.opaque"
+_OPAQUE = TRUSTED_OPAQUE.encode()
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -100,11 +108,6 @@ class OverlayTree(Tree):
                     os.unlink(name, dir_fd=fd)
 
 
-def opaque_attribute() -> str:
-    """The name under which overlayfs looks for it here."""
-    return "user.overlay.opaque" if in_user_namespace() else _OPAQUE.decode()
-
-
 def set_trusted(files: str, attributes: Iterable[tuple[str, str, bytes]]) -> list[str]:
     """Sets attributes that take more rights than the worker has: (path below `files`, name, value). Raises `OSError`.
 
@@ -115,9 +118,9 @@ def set_trusted(files: str, attributes: Iterable[tuple[str, str, bytes]]) -> lis
     """
     left_out = []
     for path, name, value in attributes:
-        if not name.startswith("trusted.") or (name.startswith("trusted.overlay.") and name != _OPAQUE.decode()):
+        if not name.startswith("trusted.") or (name.startswith("trusted.overlay.") and name != TRUSTED_OPAQUE):
             raise OSError(errno.EINVAL, f"an attribute that no layer gets: {name!r}")
-        if name == _OPAQUE.decode():
+        if name == TRUSTED_OPAQUE:
             name = opaque_attribute()
         elif in_user_namespace():
             left_out.append(path)

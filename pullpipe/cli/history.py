@@ -1,0 +1,58 @@
+"""`pullpipe history REF`"""
+
+from __future__ import annotations
+
+import argparse
+
+from pullpipe.cli.common import open_store, print_json, print_table, printable
+from pullpipe.look import layers
+from pullpipe.look.chosen import Chosen
+from pullpipe.look.layers import Step
+from pullpipe.progress import human_size
+
+HELP = "tell the steps that an image was made in, the last one first"
+_WIDTH = 45  # as Docker's
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-trunc", action="store_true", help="shorten nothing")
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("reference", metavar="REF")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """--format json has: created, created_by, author, comment, empty_layer; and layer (its number, 1 is the lowest),
+    digest, diff_id, size (bytes, unpacked), which are null where there is none.
+    """
+    store = open_store(arguments)
+    steps = layers.history(store, Chosen(Chosen.image(arguments.reference)).find(store))[::-1]
+    if arguments.format == "json":
+        print_json([_as_json(step) for step in steps])
+    else:
+        rows = [_row(step, whole=arguments.no_trunc) for step in steps]
+        print_table(("LAYER", "CREATED", "CREATED BY", "SIZE", "COMMENT"), rows)
+    return 0
+
+
+def _as_json(step: Step) -> dict[str, object]:
+    layer = step.layer
+    return {
+        **step._asdict(),
+        "empty_layer": layer is None,
+        "layer": layer.number if layer else None,
+        "digest": str(layer.digest) if layer else None,
+        "diff_id": str(layer.diff_id) if layer else None,
+        "size": layer.unpacked_size if layer else 0,
+    }
+
+
+def _row(step: Step, *, whole: bool) -> tuple[str, ...]:
+    size = step.layer.unpacked_size if step.layer else 0
+    command = printable(step.created_by if whole else " ".join(step.created_by.split()))
+    return (
+        str(step.layer.number) if step.layer else "-",
+        printable(step.created if whole else step.created[:10]) or "-",
+        command if whole or len(command) <= _WIDTH else f"{command[: _WIDTH - 1]}…",
+        "-" if size is None else human_size(size),
+        printable(step.comment),
+    )

@@ -1,0 +1,5 @@
+"""Looking into images: what they are made of, and what is in them. Nothing is mounted or changed.
+
+chosen      REF#N: an image, or one layer of it
+layers      what is known of an image's layers and of how it was made
+"""
