@@ -1,8 +1,8 @@
 """A directory tree as a layer's tar stream. The same tree makes the same bytes, whoever writes it and whenever.
 
-The form is pax, which keeps nanoseconds, long names, large numbers and extended attributes. Names come in the order of
-their bytes, each directory before what is in it. An upper directory of overlayfs becomes what it means: whiteouts and
-opaque directories in the form of image-spec, layer.md.
+The form is pax, which keeps nanoseconds, long names, large numbers and extended attributes. A directory comes with all
+that is in it before the next one, its files first, in the order of their names' bytes. An upper directory of overlayfs
+becomes what it means: whiteouts and opaque directories in the form of image-spec, layer.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pullpipe.errors import BadArgument, KernelRefused
-from pullpipe.pipe.below import is_whiteout, opaque_attribute
+from pullpipe.pipe.below import is_opaque, is_whiteout
 from store.compare import attributes_of, open_directory, place_of
 
 _PIECE = 1 << 20  # bytes
@@ -67,35 +67,27 @@ class _Archive:
         self._names: dict[tuple[int, int], str] = {}  # of files with several: the first
 
     def pieces(self) -> Iterator[bytes]:
-        if self._rules.root:
-            yield self._header("./", self._top, ".", os.fstat(self._top))
         todo = [""]
         while todo:
             path = todo.pop()
             directory = open_directory(self._top, path)
             try:
-                if self._is_opaque(directory):
+                if path or self._rules.root:
+                    yield self._header(self._at + (path or "./"), directory, ".", os.fstat(directory))
+                if self._rules.upper and is_opaque(os.fsdecode(place_of(directory))):
                     yield _empty(self._at + path + _OPAQUE)
-                names = sorted(os.listdir(directory), key=os.fsencode, reverse=True)
                 below = []
-                for name in reversed(names):
+                for name in sorted(os.listdir(directory), key=os.fsencode):
                     if path + name in self._rules.left_out:
                         continue
                     status = os.lstat(name, dir_fd=directory)
                     if stat.S_ISDIR(status.st_mode):
                         below.append(f"{path}{name}/")
-                        yield self._header(f"{self._at}{path}{name}/", directory, name, status)
                     else:
                         yield from self._file(directory, path, name, status)
                 todo += reversed(below)
             finally:
                 os.close(directory)
-
-    def _is_opaque(self, directory: int) -> bool:
-        try:
-            return self._rules.upper and os.getxattr(directory, opaque_attribute()) == b"y"
-        except OSError:
-            return False
 
     def _file(self, directory: int, path: str, name: str, status: os.stat_result) -> Iterator[bytes]:
         if self._rules.upper and is_whiteout(status):

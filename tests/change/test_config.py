@@ -1,0 +1,166 @@
+"""`pullpipe tag`, `config`, `squash`, `import` and `export`."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.rig import answer, fails, mounted, mounted_tree, ok
+from tests.conftest import Cli, require
+from tests.support.images import Device, Dir, File, Image, Layer, Opaque, Symlink, Whiteout, write_layout
+from tests.support.tree import difference, snapshot
+
+pytestmark = pytest.mark.needs_root
+
+
+def settings(cli: Cli, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = answer(cli, "inspect", name)["config"]["config"]
+    return found
+
+
+def test_tag(cli: Cli, base: str) -> None:
+    """The same image under another name, which outlives the first."""
+    assert ok(cli, "tag", base, "new:2") == "docker.io/library/new:2"
+    digest = answer(cli, "inspect", base)["digest"]
+    ok(cli, "rmi", base)
+    assert answer(cli, "inspect", "new:2")["digest"] == digest
+    ok(cli, "verify", "--quiet")
+
+
+def test_tag_refused(cli: Cli, base: str) -> None:
+    assert "missing:1 is not in the store" in fails(cli, "tag", "missing:1", "new:1")
+    assert "by digest" in fails(cli, "tag", base, f"new@sha256:{'0' * 64}")
+    assert "invalid" in fails(cli, "tag", base, "New:1")
+
+
+def test_config(cli: Cli, base: str) -> None:
+    """Every setting; and what is not named stays."""
+    options = {
+        "--env": "C=3=4",
+        "--unset-env": "A",
+        "--label": "a.b=c",
+        "--entrypoint": "/bin/sh -c 'a b'",
+        "--cmd": '["x", "y z"]',
+        "--workdir": "/srv",
+        "--user": "5:6",
+        "--stop-signal": "SIGINT",
+    }
+    words = [word for pair in options.items() for word in pair]
+    ok(cli, "config", "--quiet", "-t", "new:1", *words, base)
+    assert settings(cli, "new:1") == {
+        "Env": ["B=2", "C=3=4"],
+        "Labels": {"a.b": "c"},
+        "Entrypoint": ["/bin/sh", "-c", "a b"],
+        "Cmd": ["x", "y z"],
+        "WorkingDir": "/srv",
+        "User": "5:6",
+        "StopSignal": "SIGINT",
+    }
+    history = answer(cli, "inspect", "new:1")["config"]["history"]
+    assert (len(history), history[-1]["empty_layer"]) == (3, True)
+    ok(cli, "config", "--quiet", "--entrypoint=", "--workdir=", "--user=", "--unset-label=a.b", "new:1")
+    assert settings(cli, "new:1").keys() == {"Env", "Labels", "Cmd", "StopSignal"}
+    assert settings(cli, base) == {"Cmd": ["/bin/sh"], "Env": ["A=1", "B=2"]}
+
+
+def test_a_layer_of_a_changed_image_is_dropped_rightly(cli: Cli, base: str) -> None:
+    """Steps of the history that made no layer are not counted."""
+    ok(cli, "config", "--quiet", "--env=C=1", base)
+    ok(cli, "layer", "drop", "--quiet", base, "1")
+    history = answer(cli, "inspect", base)["config"]["history"]
+    assert [entry["created_by"] for entry in history] == ["test layer 1", "pullpipe config"]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--env", "A"], "--env A is none"),
+        (["--label", "=x"], "--label =x is none"),
+        (["--workdir", "srv"], "absolute"),
+        (["--cmd", "['x']"], "--cmd ['x'] cannot be read"),
+        (["--cmd", "[1]"], "a list of words"),
+        (["--entrypoint", "a 'b"], "cannot be read"),
+    ],
+)
+def test_config_refused(cli: Cli, base: str, words: list[str], why: str) -> None:
+    before = answer(cli, "inspect", base)
+    assert why in fails(cli, "config", *words, base)
+    assert answer(cli, "inspect", base) == before
+
+
+@pytest.fixture
+def layered(cli: Cli, tmp_path: Path) -> str:
+    """An image whose layers remove, hide, replace and link."""
+    layers = [
+        Layer([Dir("a", mode=0o700, uid=3, mtime_ns=5), File("a/x", b"x", uid=3), File("a/y", b"y"), File("z", b"z")]),
+        Layer([Whiteout("a/x"), File("b", b"b", xattrs={"user.a": b"\xff"})]),
+        Layer([Opaque("a"), File("a/new", b"new", 0o6755), Symlink("z", "b"), Device("null", 1, 3)]),
+    ]
+    write_layout(tmp_path / "layered", {"t": Image(layers, {"Cmd": ["/b"]})})
+    ok(cli, "load", "--quiet", "-t", "layered:1", tmp_path / "layered")
+    return "layered:1"
+
+
+def test_squash(cli: Cli, layered: str, tmp_path: Path) -> None:
+    """One layer, the same tree, the same settings."""
+    ok(cli, "squash", "--quiet", "-t", "one:1", layered)
+    image = answer(cli, "inspect", "one:1")
+    assert (len(image["manifest"]["layers"]), len(image["config"]["history"])) == (1, 1)
+    assert image["config"]["config"] == {"Cmd": ["/b"]}
+    tree = mounted_tree(cli, layered, tmp_path / "mnt")
+    assert difference(mounted_tree(cli, "one:1", tmp_path / "mnt"), tree) == []
+    assert {b"a/new", b"b", b"z", b"null"} <= tree.keys()
+
+
+def test_export_and_import(cli: Cli, layered: str, tmp_path: Path) -> None:
+    """GNU tar makes the image's tree of it, and an image made of it is the same tree; the bytes are always the same."""
+    ok(cli, "export", "--output", tmp_path / "a.tar", layered)
+    ok(cli, "export", "--output", tmp_path / "b.tar", layered)
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    tree = mounted_tree(cli, layered, tmp_path / "mnt")
+    (tmp_path / "tree").mkdir()
+    command = ["tar", "-x", "--xattrs", "--xattrs-include=*", "-C", f"{tmp_path}/tree", "-f", f"{tmp_path}/a.tar"]
+    subprocess.run(command, check=True)
+    assert difference(snapshot(tmp_path / "tree"), tree) == []
+    (tmp_path / "a.tgz").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    for number, path in enumerate(("a.tar", "a.tgz")):
+        ok(cli, "import", "--quiet", "--cmd=/b", "--env=A=1", tmp_path / path, f"imported:{number}")
+        assert difference(mounted_tree(cli, f"imported:{number}", tmp_path / "mnt"), tree) == []
+        assert settings(cli, f"imported:{number}") == {"Cmd": ["/b"], "Env": ["A=1"]}
+
+
+def test_export_of_a_container(cli: Cli, layered: str, tmp_path: Path) -> None:
+    """With what it has changed."""
+    with mounted(cli, layered, tmp_path / "mnt", "--rw"):
+        (tmp_path / "mnt" / "written").write_bytes(b"here")
+        (tmp_path / "mnt" / "b").unlink()
+    [container] = answer(cli, "ps", "--format=json")
+    ok(cli, "export", "--output", tmp_path / "c.tar", container["name"])
+    listed = subprocess.run(["tar", "-tf", tmp_path / "c.tar"], check=True, capture_output=True, text=True).stdout
+    assert "written" in listed.split()
+    assert "b" not in listed.split()
+
+
+def test_import_is_an_image_to_others(cli: Cli, tmp_path: Path) -> None:
+    """skopeo inspects it."""
+    require("skopeo")
+    (tmp_path / "a.tar").write_bytes(Layer([File("f", b"f")]).tar)
+    ok(cli, "import", "--quiet", "--platform=linux/arm64/v8", tmp_path / "a.tar", "new:1")
+    ok(cli, "save", "--quiet", "--format=oci-dir", "--output", tmp_path / "saved", "new:1")
+    command = ["skopeo", "inspect", f"oci:{tmp_path / 'saved'}:docker.io/library/new:1"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert (found["Architecture"], found["Os"], len(found["Layers"])) == ("arm64", "linux", 1)
+
+
+def test_import_and_export_refused(cli: Cli, layered: str, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no archive\n" * 100)
+    assert "cannot be unpacked" in fails(cli, "import", "--quiet", tmp_path / "text", "new:1")
+    assert "is no file" in fails(cli, "import", tmp_path, "new:1")
+    assert "missing" in fails(cli, "export", "--output", tmp_path / "x", "missing")
+    assert not (tmp_path / "x").exists()
+    assert "cannot write" in fails(cli, "export", "--output", tmp_path / "no" / "x", layered)

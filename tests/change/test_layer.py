@@ -1,0 +1,273 @@
+"""`pullpipe layer add` and `layer drop`: what the new images come to, for us and for others."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from store import Store
+from tests.change.conftest import BASE, TOP
+from tests.cli.rig import (
+    answer,
+    digest_of,
+    document,
+    fails,
+    layers_of,
+    layout_of,
+    mounted_tree,
+    ok,
+    umoci_tree,
+    unpacked_tree,
+    without_times,
+)
+from tests.conftest import Cli, require
+from tests.support.images import Dir, Fifo, File, Hardlink, Image, Layer, Whiteout
+from tests.support.tree import difference, snapshot
+
+pytestmark = pytest.mark.needs_root
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A directory with something of all that a layer can hold."""
+    top = tmp_path / "files"
+    (top / "opt" / "tool").mkdir(parents=True)
+    (top / "opt" / "tool" / "x").write_bytes(b"x" * 100_000)
+    (top / "opt" / "tool" / "x").chmod(0o4755)
+    os.chown(top / "opt" / "tool", 5, 6)
+    os.link(top / "opt" / "tool" / "x", top / "opt" / "again")
+    (top / "opt" / "link").symlink_to("/etc/passwd")
+    os.mkfifo(top / "opt" / "fifo")
+    os.mknod(top / "opt" / "null", 0o20666, os.makedev(1, 3))
+    os.setxattr(top / "opt" / "again", "user.note", b"\xff\0\n=")
+    (top / "opt" / ("n" * 200)).touch()
+    Path(os.fsdecode(os.fsencode(top) + b"/opt/\xff name\n")).touch()
+    os.utime(top / "opt" / "again", ns=(1, 123_456_789_123_456_789))
+    os.utime(top / "opt", ns=(1, 1_000_000_000))
+    return top
+
+
+def test_a_directory(cli: Cli, base: str, files: Path, tmp_path: Path) -> None:
+    """Its files lie on the image's, with every attribute; umoci sees the same."""
+    require("umoci")
+    before = mounted_tree(cli, base, tmp_path / "mnt")
+    assert ok(cli, "layer", "add", "--quiet", "-t", "new:1", base, files) == "docker.io/library/new:1"
+    tree = mounted_tree(cli, "new:1", tmp_path / "mnt")
+    added = {path: node for path, node in tree.items() if path not in before}
+    assert difference(added, {path: node for path, node in snapshot(files).items() if path != b"."}) == []
+    assert difference({path: tree[path] for path in before}, before) == []
+    assert mounted_tree(cli, base, tmp_path / "mnt") == before
+    ok(cli, "save", "--quiet", "--format=oci-dir", "--output", tmp_path / "saved", "new:1")
+    umocis = umoci_tree(tmp_path / "saved", "docker.io/library/new:1", tmp_path / "bundle")
+    flat = unpacked_tree(cli, "new:1", tmp_path / "flat")
+    nobodys = (b".", b"srv")  # no layer describes them
+    assert difference(without_times(umocis, *nobodys), without_times(flat, *nobodys)) == []
+
+
+def test_where_and_whose(cli: Cli, base: str, files: Path, tmp_path: Path) -> None:
+    """Below another directory, which is as it was; owned by somebody else."""
+    ok(cli, "layer", "add", "--quiet", "--at", "/srv/cache/", "--owner", "1234:5", "-t", "new:1", base, files)
+    tree = mounted_tree(cli, "new:1", tmp_path / "mnt")
+    assert (tree[b"srv/cache"].mode, tree[b"srv/cache"].uid) == (0o711, 0)
+    added = {node.uid: node.gid for path, node in tree.items() if path.startswith(b"srv/cache/opt")}
+    assert added == {1234: 5}
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
+def test_the_same_files_make_the_same_image(cli: Cli, base: str, files: Path, compression: str) -> None:
+    """With SOURCE_DATE_EPOCH, whenever, and in whatever order the directory lists them."""
+    found = set()
+    for name in ("a:1", "b:1"):
+        options = ["--quiet", "--compression", compression, "-t", name]
+        done = cli("layer", "add", *options, base, files, env={"SOURCE_DATE_EPOCH": "1000000000"})
+        assert done.returncode == 0, done.stderr
+        found.add(answer(cli, "inspect", name)["digest"])
+        (files / "opt" / "fifo").unlink()
+        os.mkfifo(files / "opt" / "fifo")
+        os.utime(files / "opt", ns=(1, 1_000_000_000))
+    assert len(found) == 1
+    [image] = {answer(cli, "inspect", name)["config"]["created"] for name in ("a:1", "b:1")}
+    assert image == "2001-09-09T01:46:40Z"
+
+
+def test_removing_by_a_directory(cli: Cli, base: str, tmp_path: Path) -> None:
+    """A file .wh.NAME in it is a whiteout."""
+    (tmp_path / "files" / "etc").mkdir(parents=True)
+    (tmp_path / "files" / "etc" / ".wh.motd").touch()
+    ok(cli, "layer", "add", "--quiet", base, tmp_path / "files")
+    assert b"etc/motd" not in mounted_tree(cli, base, tmp_path / "mnt")
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
+def test_a_compressed_archive_keeps_its_bytes(
+    cli: Cli, base: str, tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    """So its digest is the layer's, by whatever program it was made."""
+    archive = tmp_path / "layer.tar"
+    archive.write_bytes(compress(Layer([File("added", b"added")]).tar))
+    ok(cli, "layer", "add", "--quiet", base, archive)
+    layer = answer(cli, "inspect", base)["manifest"]["layers"][-1]
+    assert layer["digest"] == "sha256:" + hashlib.sha256(archive.read_bytes()).hexdigest()
+    assert layer["mediaType"].endswith("+gzip" if compress is gzip.compress else "+zstd")
+
+
+def test_a_plain_archive_and_standard_input(cli: Cli, base: str, tmp_path: Path) -> None:
+    """They are compressed, unless that is not wanted; the diffID is the archive's digest."""
+    tar = Layer([File("added", b"added"), Fifo("pipe"), Hardlink("more", "added")]).tar
+    (tmp_path / "layer.tar").write_bytes(tar)
+    ok(cli, "layer", "add", "--quiet", "-t", "a:1", base, tmp_path / "layer.tar")
+    ok(cli, "layer", "add", "--quiet", "--compression=none", "-t", "b:1", base, tmp_path / "layer.tar")
+    for name, kind in (("a:1", "tar+gzip"), ("b:1", "tar")):
+        image = answer(cli, "inspect", name)
+        assert image["config"]["rootfs"]["diff_ids"][-1] == "sha256:" + hashlib.sha256(tar).hexdigest()
+        assert image["manifest"]["layers"][-1]["mediaType"].endswith(kind)
+    tree = mounted_tree(cli, "a:1", tmp_path / "mnt")
+    ok(cli, "layer", "add", "--quiet", "-t", "c:1", base, "-", stdin=tar.decode())
+    assert mounted_tree(cli, "c:1", tmp_path / "mnt") == tree
+
+
+def test_history(cli: Cli, base: str, files: Path) -> None:
+    ok(cli, "layer", "add", "--quiet", "-m", "some tools", "--author", "me", base, files)
+    config = answer(cli, "inspect", base)["config"]
+    entry = config["history"][-1]
+    assert (entry["created_by"], entry["comment"], entry["author"]) == ("pullpipe layer add", "some tools", "me")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", entry["created"])
+    assert config["created"] == entry["created"]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_drop(cli: Cli, base: str, layout: Path, tmp_path: Path, number: int) -> None:
+    """What is left is the image of the other layers: whatever the layer hid is there again."""
+    layers = [BASE, TOP, Layer([Whiteout("etc/top"), Whiteout("etc/motd"), Dir("new")])]
+    rest = [layer for place, layer in enumerate(layers, 1) if place != number]
+    ok(cli, "load", "--quiet", "-t", "all:1", layout_of(tmp_path / "all", all=Image(layers)))
+    ok(cli, "load", "--quiet", "-t", "rest:1", layout_of(tmp_path / "rest", rest=Image(rest)))
+    assert ok(cli, "layer", "drop", "--quiet", "-t", "dropped:1", "all:1", str(number)).endswith("dropped:1")
+    tree = mounted_tree(cli, "dropped:1", tmp_path / "mnt")
+    assert difference(tree, mounted_tree(cli, "rest:1", tmp_path / "mnt")) == []
+    history = answer(cli, "inspect", "dropped:1")["config"]["history"]
+    assert [entry["created_by"] for entry in history] == [
+        f"test layer {place - 1}" for place in (1, 2, 3) if place != number
+    ]
+
+
+@pytest.mark.parametrize("indent", [None, 3, "\t"])
+def test_what_is_taken_away_again_leaves_nothing(
+    cli: Cli, tmp_path: Path, files: Path, layout: Path, indent: int | str | None
+) -> None:
+    """The very manifest comes back, by its digest, in whatever form its JSON was written."""
+    digest = rewritten(layout, indent)
+    ok(cli, "load", "--quiet", "-t", "base:1", layout)
+    ok(cli, "layer", "add", "--quiet", "-t", "new:1", "base:1", files)
+    ok(cli, "layer", "drop", "--quiet", "new:1", "3")
+    assert answer(cli, "inspect", "new:1")["digest"] == digest
+
+
+def rewritten(layout: Path, indent: int | str | None) -> str:
+    """The layout's image with its documents written in another form; its new digest."""
+
+    def write(descriptor: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+        text = json.dumps(document, indent=indent, separators=(",", ": " if indent else ":"), ensure_ascii=False)
+        data = text.replace("<", "\\u003c").replace(">", "\\u003e").encode()
+        name = hashlib.sha256(data).hexdigest()
+        (layout / "blobs" / "sha256" / name).write_bytes(data)
+        return {**descriptor, "digest": f"sha256:{name}", "size": len(data)}
+
+    index = json.loads((layout / "index.json").read_bytes())
+    manifest = document(layout, index["manifests"][0]["digest"])
+    config = document(layout, manifest["config"]["digest"])
+    config["history"][0]["comment"] = "<ä>"
+    manifest["config"] = write(manifest["config"], config)
+    index["manifests"][0] = write(index["manifests"][0], manifest)
+    (layout / "index.json").write_text(json.dumps(index))
+    return str(index["manifests"][0]["digest"])
+
+
+@pytest.mark.parametrize("name", ["busybox", "alpine"])
+def test_real_images(cli: Cli, shared_images: Path, files: Path, name: str) -> None:
+    """The official ones, too; and what is saved is what skopeo has copied to."""
+    ok(cli, "load", "--quiet", "-t", "real:1", shared_images / name)
+    before = answer(cli, "inspect", "real:1")["digest"]
+    ok(cli, "layer", "add", "--quiet", "-t", "new:1", "real:1", files)
+    assert answer(cli, "inspect", "new:1")["digest"] != before
+    ok(cli, "layer", "drop", "--quiet", "new:1", "2")
+    assert answer(cli, "inspect", "new:1")["digest"] == before
+
+
+def test_skopeo_copies_what_is_made(cli: Cli, base: str, files: Path, tmp_path: Path) -> None:
+    """Into Docker's archive and back: it checks every digest."""
+    require("skopeo")
+    ok(cli, "layer", "add", "--quiet", "-t", "new:1", base, files)
+    ok(cli, "save", "--quiet", "--format=oci-dir", "--output", tmp_path / "saved", "new:1")
+    target = f"oci:{tmp_path / 'copied'}:copied"
+    command = ["skopeo", "copy", "--quiet", f"oci:{tmp_path / 'saved'}:docker.io/library/new:1", target]
+    subprocess.run(command, check=True, capture_output=True)
+    assert digest_of(tmp_path / "copied", "copied") == answer(cli, "inspect", "new:1")["digest"]
+    assert len(layers_of(tmp_path / "copied", "copied")) == 3
+
+
+# What cannot be done.
+
+
+@pytest.fixture
+def unchanged(cli: Cli, base: str, store_root: Path) -> Path:
+    """The store's records; every refusal leaves them as they are."""
+    return store_root / "index.json"
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["layer", "add", "base:1", "/no/such"], "no /no/such"),
+        (["layer", "add", "missing:1", "/etc"], "missing:1 is not in the store"),
+        (["layer", "add", "--owner", "root", "base:1", "/etc/ssl"], "--owner root"),
+        (["layer", "add", "--at", "/x", "base:1", "/etc/hostname"], "--at and --owner are for directories"),
+        (["layer", "add", "--quiet", "base:1", "/etc/passwd"], "cannot be unpacked"),
+        (["layer", "add", "-t", f"a@sha256:{'0' * 64}", "base:1", "/etc/ssl"], "by digest"),
+        (["layer", "drop", "base:1", "3"], "no layer 3: the image has 2"),
+        (["layer", "drop", "base:1", "0"], "no layer 0"),
+        (["layer", "drop", "base:1", "-1"], "no layer -1"),
+        (["layer", "drop", "missing:1", "1"], "missing:1 is not in the store"),
+    ],
+)
+def test_refused(cli: Cli, unchanged: Path, words: list[str], why: str) -> None:
+    before = unchanged.read_bytes()
+    assert why in fails(cli, *words)
+    assert unchanged.read_bytes() == before
+
+
+def test_the_only_layer(cli: Cli, base: str) -> None:
+    ok(cli, "layer", "drop", "--quiet", base, "1")
+    assert "only layer" in fails(cli, "layer", "drop", base, "1")
+
+
+def test_a_truncated_archive(cli: Cli, base: str, tmp_path: Path) -> None:
+    """Whether it ends in the compression, or in the archive."""
+    tar = Layer([File("a", os.urandom(100_000))]).tar
+    (tmp_path / "layer").write_bytes(gzip.compress(tar)[:-20])
+    assert "truncated" in fails(cli, "layer", "add", "--quiet", base, tmp_path / "layer")
+    (tmp_path / "layer").write_bytes(tar[:50_000])
+    assert "truncated" in fails(cli, "layer", "add", "--quiet", base, tmp_path / "layer")
+
+
+def test_bad_time(cli: Cli, base: str, files: Path) -> None:
+    done = cli("layer", "add", base, files, env={"SOURCE_DATE_EPOCH": "yesterday"})
+    assert (done.returncode, "SOURCE_DATE_EPOCH is 'yesterday'" in done.stderr) == (1, True)
+
+
+def test_nothing_stays_of_what_failed(cli: Cli, base: str, store_root: Path) -> None:
+    """No blob, no layer, no file."""
+    blobs = set(Store(str(store_root)).blobs)
+    fails(cli, "layer", "add", "--quiet", base, "/etc/passwd")
+    assert set(Store(str(store_root)).blobs) == blobs
+    assert list((store_root / "ingest").iterdir()) == list((store_root / "staging").iterdir()) == []
