@@ -21,6 +21,7 @@
     ├── NoRoom                 the file system has less room than is known to be needed
     ├── KernelRefused          a system call failed that mounting or running needs
     ├── BadArgument            an argument that cannot be used: a directory that is not empty, a path that is none
+    ├── NotRunning             a container has to run for what was asked for
     ├── DemoError              the demo image cannot be made on this host
     └── RunError               the command could not be started
         ├── CommandNotFound    (exit code 127)
@@ -128,6 +129,10 @@ class KernelRefused(PullpipeError):
 
 class BadArgument(PullpipeError):
     """An argument that cannot be used."""
+
+
+class NotRunning(PullpipeError):
+    """A container does not run, or not yet."""
 
 
 class DemoError(PullpipeError):

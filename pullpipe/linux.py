@@ -13,7 +13,7 @@ import select
 import signal
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from pullpipe.errors import KernelRefused
@@ -62,6 +62,8 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+
+_IN_MODIFY, _IN_CLOEXEC, _IN_NONBLOCK = 0x2, os.O_CLOEXEC, os.O_NONBLOCK  # <sys/inotify.h>
 
 # <asm-generic/resource.h>, in the order of their numbers
 LIMITS = (
@@ -169,12 +171,24 @@ def unshare(flags: int) -> None:
         _refused("make new namespaces")
 
 
+def join(process: int, flags: int) -> None:
+    """setns(2): the namespaces of a process, by its pidfd and `CLONE_NEW…` flags."""
+    if _libc.setns(process, flags) != 0:
+        _refused("join the container's namespaces")
+
+
 def fork_first() -> int:
     """os.fork(2), but the child is PID 1 of a new PID namespace: nothing in it can name, signal or trace a process
     outside, and all of it ends with that one, which in turn is killed when its parent ends. Raises `KernelRefused`.
+    """
+    return fork_into(lambda: unshare(CLONE_NEWPID))
 
-    A process in between makes the namespace, for in a user namespace there is no way back from it. That one ends, and
-    hands its child on to us.
+
+def fork_into(enter: Callable[[], None], *, tied: bool = True) -> int:
+    """os.fork(2), but the child is where `enter` goes; killed when its parent ends, if it is `tied` to it.
+
+    A process in between calls `enter`: there may be no way back from there, and a PID namespace is for children only.
+    That one ends, and hands its child on to us. Raises `KernelRefused`.
     """
     us = os.pidfd_open(os.getpid())
     numbers, number = os.pipe()
@@ -183,7 +197,7 @@ def fork_first() -> int:
     between = os.fork()
     if between == 0:
         try:
-            unshare(CLONE_NEWPID)
+            enter()
             child = os.fork()
         except BaseException as error:
             os.write(number, b"!" + str(error).encode())
@@ -193,8 +207,9 @@ def fork_first() -> int:
             os._exit(0)
         os.close(start)
         started = os.read(starts, 1)  # when it is adopted; nothing, if we ended
-        end_with_parent(signal.SIGKILL)
-        if not started or select.select([us], [], [], 0)[0]:
+        if tied:
+            end_with_parent(signal.SIGKILL)
+        if not started or (tied and select.select([us], [], [], 0)[0]):
             os._exit(1)  # we ended before it was tied to us
         for fd in (us, numbers, number, starts):
             os.close(fd)
@@ -207,7 +222,7 @@ def fork_first() -> int:
     with open(numbers, "rb") as file:
         answer = file.read().decode()
     if answer.startswith("!") or not answer:
-        raise KernelRefused(answer[1:] or "the kernel refused to make a PID namespace")
+        raise KernelRefused(answer[1:] or "the kernel refused to make a process in another PID namespace")
     return int(answer)
 
 
@@ -301,6 +316,14 @@ def set_capabilities(mask: int) -> None:
     data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
     if _libc.capset(header, data) != 0:
         _refused("set capabilities")
+
+
+def watch(path: str) -> int:
+    """A descriptor that is readable when something has been written to the file since it was read last (inotify(7))."""
+    fd = _libc.inotify_init1(_IN_CLOEXEC | _IN_NONBLOCK)
+    if fd < 0 or _libc.inotify_add_watch(fd, os.fsencode(path), _IN_MODIFY) < 0:
+        _refused(f"watch {path}")
+    return int(fd)
 
 
 def hide_argument(argument: str, *, shown: int) -> None:

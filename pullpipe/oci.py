@@ -132,6 +132,7 @@ class ImageConfig(NamedTuple):
     cmd: tuple[str, ...]
     working_dir: str
     user: str
+    stop_signal: str  # a name or a number, or empty
     created: str  # RFC 3339, or empty
 
     @classmethod
@@ -157,6 +158,7 @@ class ImageConfig(NamedTuple):
             cmd=_texts(settings, "Cmd"),
             working_dir=_text(settings, "WorkingDir", "config.config", default=""),
             user=_text(settings, "User", "config.config", default=""),
+            stop_signal=_text(settings, "StopSignal", "config.config", default=""),
             created=_text(document, "created", "config", default=""),
         )
 

@@ -3,7 +3,7 @@
 containers/<id>/config.json   the record (`Container`)
 containers/<id>/upper, work   overlayfs's upper and work directories
 containers/<id>/rootfs        an empty directory, the mount point inside the container's own mount namespace
-containers/<id>/lock          held by the runner for as long as the container runs
+containers/<id>/lock          held by the runner for as long as the container runs; then, its exit code
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ class Container(NamedTuple):
     created: float  # seconds since 1970
     target: str = ""  # of `pullpipe mount`: the directory where the stack is shown
     exit_code: int | None = None  # None until the command has ended
+    started: float = 0.0  # seconds since 1970; 0 where that is not known
+    finished: float = 0.0
     out_of_memory: bool = False  # whether the kernel has killed something in it for that
+    settings: str = "{}"  # JSON of the runner's
 
     @property
     def short_id(self) -> str:
@@ -43,7 +46,7 @@ class Container(NamedTuple):
     def to_json(self) -> bytes:
         """The document on disk."""
         fields = self._asdict()
-        fields |= {"manifest": str(self.manifest), "stack": str(self.stack)}
+        fields |= {"manifest": str(self.manifest), "stack": str(self.stack), "settings": json.loads(self.settings)}
         return json.dumps(fields, indent=1).encode()
 
     @classmethod
@@ -53,6 +56,7 @@ class Container(NamedTuple):
         fields["manifest"] = Digest.parse(fields["manifest"])
         fields["stack"] = Digest.parse(fields["stack"])
         fields["command"] = tuple(fields["command"])
+        fields["settings"] = json.dumps(fields.get("settings", {}))
         return cls(**fields)
 
 
@@ -77,14 +81,15 @@ class Containers:
         damaged: dict[str, Corrupt] = {}
         for container_id in sorted(os.listdir(self._directory)):
             try:
-                found.append(self._read(container_id))
+                found.append(self.get(container_id))
             except NotInStore:
                 continue  # being made or removed at this moment, or left half made by a crash: no container
             except Corrupt as error:
                 damaged[container_id] = error
         return sorted(found, key=lambda container: container.created), damaged
 
-    def _read(self, container_id: str) -> Container:
+    def get(self, container_id: str) -> Container:
+        """The container with this id. Raises `NotInStore` or `Corrupt`."""
         path = os.path.join(self._directory, container_id, "config.json")
         try:
             with open(path, "rb") as file:
@@ -112,27 +117,45 @@ class Containers:
         command: tuple[str, ...] = (),
         name: str = "",
         target: str = "",
+        settings: str = "{}",
     ) -> tuple[Container, Lock]:
         """A new container with empty directories, and its lock, which the caller holds from the beginning: nobody takes
         it for one that has ended. Raises `InUse` when the name is taken."""
-        with locks.held(self._lock):
-            return self._create(image, manifest, stack, command, name, target)
-
-    def _create(
-        self, image: str, manifest: Digest, stack: Digest, command: tuple[str, ...], name: str, target: str
-    ) -> tuple[Container, Lock]:
         container_id = os.urandom(32).hex()
         name = name or f"c-{container_id[:8]}"
+        container = Container(
+            container_id, name, image, manifest, stack, command, time.time(), target, settings=settings
+        )
+        with locks.held(self._lock):
+            self._check_name(name)
+            return container, self._make(container)
+
+    def rename(self, container: Container, name: str) -> None:
+        """Calls it so from here on. Raises `InUse` when the name is taken."""
+        with locks.held(self._lock):
+            self._check_name(name)
+            self._amend(container, name=name)
+
+    def amend(self, container: Container, **changes: Any) -> None:
+        """Changes fields of the record, and leaves the others as they are by now. Raises `NotInStore`."""
+        with locks.held(self._lock):
+            self._amend(container, **changes)
+
+    def _amend(self, container: Container, **changes: Any) -> None:
+        self.update(self.get(container.id)._replace(**changes))
+
+    def _check_name(self, name: str) -> None:
         if any(name == other.name for other in self):
             raise InUse(f"the container name {name!r} is taken; choose another, or `pullpipe rm {name}` first")
-        container = Container(container_id, name, image, manifest, stack, command, time.time(), target)
+
+    def _make(self, container: Container) -> Lock:
         for directory in ("", "upper", "work", "rootfs"):
             os.mkdir(os.path.join(self.path(container), directory), 0o700)
         os.chmod(os.path.join(self.path(container), "upper"), 0o755)  # it stands for the root
-        lock = Lock(self._lock_path(container_id))
+        lock = Lock(self._lock_path(container.id))
         lock.acquire()
         self.update(container)
-        return container, lock
+        return lock
 
     def path(self, container: Container) -> str:
         """The container's directory."""
@@ -148,7 +171,11 @@ class Containers:
         """The lock of whoever runs it, if nobody does. Raises `NotInStore` when it has just been removed."""
         lock = Lock(self._lock_path(container.id))
         try:
-            return lock if lock.try_acquire() else None
+            if not lock.try_acquire():
+                if lock.is_held():
+                    return None
+                lock.acquire()  # somebody has only asked
+            return lock
         except FileNotFoundError as error:
             raise NotInStore(f"no container {container.name!r}; `pullpipe ps` lists them") from error
 
@@ -157,13 +184,15 @@ class Containers:
 
     def is_running(self, container: Container) -> bool:
         """Whether a runner holds its lock now."""
+        return Lock(self._lock_path(container.id)).is_held()
+
+    def wait(self, container: Container) -> bytes:
+        """Waits until no runner holds its lock, and returns the note that the last one left in it, even if the
+        container is removed by then. Raises `NotInStore` when it was removed before."""
         try:
-            lock = self.lock(container)
-        except NotInStore:
-            return False
-        if lock:
-            lock.release()
-        return lock is None
+            return Lock(self._lock_path(container.id)).wait_for_note()
+        except FileNotFoundError as error:
+            raise NotInStore(f"no container {container.name!r}; `pullpipe ps` lists them") from error
 
     def discard(self, container_id: str) -> bool:
         """Removes a container whose record is damaged, by its whole id; says whether there was one that did not run."""
@@ -196,7 +225,7 @@ class Containers:
         somebody else has, `NotInStore` when it is gone."""
         lock = held or self.lock(container)
         if lock is None:
-            raise InUse(f"container {container.name} is running; end its command first")
+            raise InUse(f"container {container.name} is running; `pullpipe stop {container.name}` ends it")
         try:
             os.unlink(os.path.join(self.path(container), "config.json"))
             remove_tree(self.path(container))

@@ -44,6 +44,38 @@ class Lock:
                 raise
             os.close(fd)  # its last holder removed it while we waited: the file that counts is another one now
 
+    def fileno(self) -> int:
+        """The open file whose closing gives the lock back; negative when it is not held."""
+        return self._fd
+
+    def is_held(self) -> bool:
+        """Whether somebody holds it exclusively. Whoever asks is not seen by others who ask."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_NB | fcntl.LOCK_SH)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def leave(self, note: bytes) -> None:
+        """Writes a note for those who wait in `wait_for_note`; the holder does, before it releases the lock."""
+        os.pwrite(self._fd, note, 0)
+
+    def wait_for_note(self) -> bytes:
+        """Waits until nobody holds the lock and returns the note that its last holder left, even if the file is removed
+        by then. Raises `FileNotFoundError`."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            return os.read(fd, 4096)
+        finally:
+            os.close(fd)
+
     def release(self, *, remove: bool = False) -> None:
         """Gives the lock back, with `remove` its file too; does nothing when it is not held."""
         if self._fd >= 0:

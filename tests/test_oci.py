@@ -522,6 +522,7 @@ class TestConfig:
                 "Cmd": ["-c", "true"],
                 "WorkingDir": "/w",
                 "User": "1:2",
+                "StopSignal": "SIGQUIT",
             },
             "rootfs": {"type": "layers", "diff_ids": [digest("0"), digest("1")]},
             **changes,
@@ -540,6 +541,7 @@ class TestConfig:
             cmd=("-c", "true"),
             working_dir="/w",
             user="1:2",
+            stop_signal="SIGQUIT",
             created="2024-01-02T03:04:05Z",
         )
 

@@ -10,6 +10,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pullpipe.errors import BadArgument
 from pullpipe.platforms import Platform
 from pullpipe.progress import FACES, PULL, Progress, Words, face
 from store import Store
@@ -36,6 +37,10 @@ def open_store(arguments: argparse.Namespace, *, as_root: bool = False) -> Store
 
         os.environ.setdefault("HOME", os.path.expanduser("~"))
         rootless.enter()
+    if os.geteuid() == 0:
+        from pullpipe.runner import state
+
+        state.tidy(store)
     return store
 
 
@@ -163,6 +168,22 @@ def reporting(arguments: argparse.Namespace, words: Words = PULL) -> Iterator[Pr
             progress.close()
             if file and progress.trace:
                 progress.trace.write(file)
+
+
+def variables(path: str) -> Iterator[str]:
+    """Of a file that has NAME=VALUE, or NAME, in each line, or a comment behind #. As in Docker, quotes stay.
+
+    Raises `BadArgument`, `OSError`.
+    """
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            text = line.rstrip("\r\n").lstrip()
+            name = text.partition("=")[0]
+            if not text or text.startswith("#"):
+                continue
+            if not name or any(character.isspace() for character in name):
+                raise BadArgument(f"{path}, line {number}: {name!r} is no name of a variable")
+            yield text
 
 
 def run_until_signal(work: Coroutine[Any, Any, _T]) -> _T:

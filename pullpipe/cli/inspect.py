@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import Any
 
-from pullpipe import local
+from pullpipe import local, stack
 from pullpipe.cli.common import open_store, print_json
 from pullpipe.errors import InvalidReference, NotFound
 from pullpipe.reference import Reference
+from pullpipe.runner import logs, state
+from pullpipe.runner.settings import Settings
 from store import Container, NotInStore, Store
 
 HELP = "show all that is known of an image or a container, as JSON"
@@ -20,7 +23,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Of an image: reference, digest, resolved, layers, and the manifest and config as they came."""
+    """Of an image: reference, digest, resolved, layers, and the manifest and config as they came. Of a container: much
+    of what Docker shows, by Docker's names; ExitCode is null as long as there is none."""
     store = open_store(arguments)
     try:
         print_json(_image(store, Reference.parse(arguments.name)))
@@ -58,8 +62,68 @@ def _image(store: Store, reference: Reference) -> dict[str, Any]:
 
 
 def _container(store: Store, container: Container) -> dict[str, Any]:
+    """By Docker's names, where it has such a thing."""
+    settings = Settings.of(container)
+    running = store.containers.is_running(container)
+    found = state.read(store, container) if running else None
+    directory = store.containers.path(container)
+    status = "running" if running else "exited" if container.exit_code is not None else "killed"
+    if container.target:
+        status = "mounted" if stack.is_mounted(container) else "unmounted"
     return {
-        **json.loads(container.to_json()),
-        "running": store.containers.is_running(container),
-        "directory": store.containers.path(container),
+        "Id": container.id,
+        "Created": _moment(container.created),
+        "Name": container.name,
+        "Image": str(container.manifest),
+        "State": {
+            "Status": status,
+            "Running": running,
+            "Pid": found.pid if found else 0,
+            "ExitCode": container.exit_code,
+            "OOMKilled": container.out_of_memory,
+            "StartedAt": _moment(found.started if found else container.started),
+            "FinishedAt": _moment(0 if running else container.finished),
+        },
+        "Config": {
+            "Image": container.image,
+            "Hostname": settings.hostname or container.short_id,
+            "User": settings.user,
+            "Env": [f"{name}={value}" for name, value in settings.env.items()],
+            "Cmd": list(container.command),
+            "WorkingDir": settings.working_dir,
+            "Labels": settings.labels,
+            "Tty": settings.terminal,
+            "OpenStdin": settings.interactive,
+            "StopSignal": settings.stop_signal,
+            "StopTimeout": settings.stop_timeout,
+        },
+        "HostConfig": {
+            "AutoRemove": settings.remove,
+            "NetworkMode": settings.network,
+            "ReadonlyRootfs": settings.read_only,
+            **{_LIMITS[name]: value for name, value in settings.limits.items() if name in _LIMITS},
+        },
+        "Mounts": list(settings.mounts),
+        "LogPath": logs.path(store, container) if settings.detached else "",
+        "GraphDriver": {
+            "Name": "overlay",
+            "Data": {"UpperDir": os.path.join(directory, "upper"), "WorkDir": os.path.join(directory, "work")},
+        },
+        "MountedAt": container.target,
     }
+
+
+_LIMITS = {
+    "memory": "Memory",
+    "memory_swap": "MemorySwap",
+    "memory_reservation": "MemoryReservation",
+    "cpus": "Cpus",
+    "cpu_shares": "CpuShares",
+    "cpuset": "CpusetCpus",
+    "pids": "PidsLimit",
+}
+
+
+def _moment(seconds: float) -> str:
+    """RFC 3339, or nothing for what has not been."""
+    return logs.stamp(int(seconds * 10**9)) if seconds else ""

@@ -6,12 +6,13 @@ import argparse
 
 from pullpipe import local, stack
 from pullpipe.cli.common import open_store
-from store import Corrupt, InUse
+from store import Container, Corrupt, InUse, Store
 
-HELP = "remove containers that have ended"
+HELP = "remove containers, those that have ended or, when forced, any"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--force", action="store_true", help="kill those that run")
     parser.add_argument("containers", metavar="CONTAINER", nargs="+", help="a name, or the start of an id")
 
 
@@ -29,7 +30,14 @@ def run(arguments: argparse.Namespace) -> int:
             raise InUse(
                 f"{container.name} is mounted at {container.target}; `pullpipe umount {container.target}` first"
             )
-        store.containers.remove(container)
+        if not arguments.force or _end(store, container):
+            store.containers.remove(container)
         print(container.name)
     local.collect(store)  # a container may have been the last to need a layer
     return 0
+
+
+def _end(store: Store, container: Container) -> bool:
+    from pullpipe.runner import ending
+
+    return ending.end(store, container)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
 
 from pullpipe import local
-from pullpipe.cli.common import add_pull_options, open_store
+from pullpipe.cli.common import add_pull_options, open_store, variables
 from pullpipe.cli.limits import add_limit_options, limits_of
 from pullpipe.cli.provide import provide
 from pullpipe.cli.walls import add_wall_options, walls_of
-from pullpipe.errors import BadArgument
 from pullpipe.reference import Reference
 from pullpipe.runner import container
 from pullpipe.runner.command import Overrides
+from pullpipe.runner.settings import STOP_TIMEOUT
 
 HELP = "run a command in an image, pulling it first if it is not here"
 FAILURE = 125  # as Docker: what failed is pullpipe, not the command
@@ -22,9 +21,21 @@ FAILURE = 125  # as Docker: what failed is pullpipe, not the command
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rm", action="store_true", help="remove the container when the command has ended")
+    parser.add_argument("-d", "--detach", action="store_true", help="do not wait for its end; print the container's id")
     parser.add_argument("-i", "--interactive", action="store_true", help="give the command our standard input")
     parser.add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
     parser.add_argument("--name", default="", help="call the container so")
+    parser.add_argument(
+        "-l", "--label", action="append", default=[], metavar="KEY[=VALUE]", help="what `inspect` shows and `ps` finds"
+    )
+    parser.add_argument("--stop-signal", metavar="SIGNAL", default="", help="what `stop` sends, instead of the image's")
+    parser.add_argument(
+        "--stop-timeout",
+        metavar="SECONDS",
+        type=int,
+        default=STOP_TIMEOUT,
+        help="until `stop` sends SIGKILL; -1 is never (default: %(default)s)",
+    )
     parser.add_argument("--hostname", default="", metavar="NAME", help="the container's host name")
     parser.add_argument("-e", "--env", action="append", default=[], metavar="NAME[=VALUE]", help="set a variable")
     parser.add_argument("-w", "--workdir", default="", metavar="DIR", help="instead of the image's WorkingDir")
@@ -44,7 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     reference = Reference.parse(arguments.reference)
     walls, limits = walls_of(arguments), limits_of(arguments)
-    env = [variable for path in arguments.env_file for variable in _variables(path)]
+    env = [variable for path in arguments.env_file for variable in variables(path)]
     store = open_store(arguments, as_root=True)
     image = local.load(store, provide(store, reference, arguments))
     overrides = Overrides(
@@ -59,12 +70,21 @@ def run(arguments: argparse.Namespace) -> int:
         overrides=overrides,
         name=arguments.name,
         hostname=arguments.hostname,
+        labels={key: value for key, _, value in (label.partition("=") for label in arguments.label)},
         interactive=arguments.interactive,
         terminal=arguments.tty,
+        detached=arguments.detach,
         remove=arguments.rm,
+        stop_signal=arguments.stop_signal,
+        stop_timeout=arguments.stop_timeout,
         walls=walls,
         limits=limits,
     )
+    if arguments.detach:
+        from pullpipe.runner import monitor
+
+        print(monitor.start(store, image, options).id)
+        return 0
     ended = container.run(store, image, options)
     if ended.out_of_memory:
         print(
@@ -73,19 +93,3 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return ended.exit_code
-
-
-def _variables(path: str) -> Iterator[str]:
-    """Of a file that has NAME=VALUE, or NAME, in each line, or a comment behind #. As in Docker, quotes stay.
-
-    Raises `BadArgument`, `OSError`.
-    """
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            text = line.rstrip("\r\n").lstrip()
-            name = text.partition("=")[0]
-            if not text or text.startswith("#"):
-                continue
-            if not name or any(character.isspace() for character in name):
-                raise BadArgument(f"{path}, line {number}: {name!r} is no name of a variable")
-            yield text

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from pullpipe.errors import CommandNotExecutable, CommandNotFound, RunError
@@ -64,16 +64,23 @@ def plan(config: ImageConfig, overrides: Overrides, ambient: Mapping[str, str], 
         raise RunError("the image names no command; say which: pullpipe run IMAGE COMMAND")
     env = {"PATH": DEFAULT_PATH} | ({"TERM": "xterm"} if terminal else {})
     env |= dict(variable.split("=", 1) for variable in config.env if "=" in variable[1:])
-    for variable in overrides.env:
-        name, equals, value = variable.partition("=")
-        if equals:
-            env[name] = value
-        elif name in ambient:
-            env[name] = ambient[name]
+    env = with_variables(env, overrides.env, ambient)
     if any("\0" in text for text in (*argv, *env, *env.values())):
         raise RunError("the command or its environment holds a NUL character; the image is damaged")
     directory = overrides.working_dir or config.working_dir or "/"
     return Command(argv, env, directory, overrides.user or config.user, overrides.groups)
+
+
+def with_variables(env: Mapping[str, str], variables: Iterable[str], ambient: Mapping[str, str]) -> dict[str, str]:
+    """An environment with these, NAME=VALUE, or NAME for what it is in `ambient`, if it is there."""
+    found = dict(env)
+    for variable in variables:
+        name, equals, value = variable.partition("=")
+        if equals:
+            found[name] = value
+        elif name in ambient:
+            found[name] = ambient[name]
+    return found
 
 
 # From here on: inside the container.
@@ -144,10 +151,11 @@ def _id(text: str, what: str) -> int:
     return int(text)
 
 
-def enter_working_directory(path: str) -> None:
-    """Makes it when it is not there, as Docker does, and goes there. Raises `RunError`."""
+def enter_working_directory(path: str, *, make: bool = True) -> None:
+    """Makes it when it is not there, as Docker does for a new container, and goes there. Raises `RunError`."""
     try:
-        os.makedirs(path, mode=0o755, exist_ok=True)
+        if make:
+            os.makedirs(path, mode=0o755, exist_ok=True)
         os.chdir(path)
         inside = os.getcwd().startswith("/")
     except OSError as error:

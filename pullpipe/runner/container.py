@@ -1,25 +1,30 @@
 """A container's life, seen from outside: its record, its first process, its exit code, its end.
 
 The mounts live in the container's own mount namespace, so the kernel takes them away with its last process: whatever
-becomes of this one, nothing stays mounted. If it is killed, so is the container.
+becomes of this one, nothing stays mounted. If it is killed, so is the container; what is left to do then, the next
+command does (`state.tidy`).
 """
 
 from __future__ import annotations
 
 import os
 import re
-import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pullpipe import linux, stack
 from pullpipe.errors import NeedsRoot, NotFound, RunError
 from pullpipe.local import LocalImage
-from pullpipe.runner import command, names, process, sandbox, seccomp
+from pullpipe.runner import command, names, process, sandbox, seccomp, state
 from pullpipe.runner.command import Command, Overrides
-from pullpipe.runner.process import Entrance, Streams
-from pullpipe.runner.walls import Walls
+from pullpipe.runner.process import Entrance, Life
+from pullpipe.runner.settings import STOP_TIMEOUT, Settings, signal_name
+from pullpipe.runner.state import State
+from pullpipe.runner.streams import Ours, Streams
+from pullpipe.runner.walls import Bind, Walls
 from store import Container, Store
+from store.locks import Lock
 
 if TYPE_CHECKING:
     from pullpipe.runner.cgroups import Group
@@ -34,9 +39,13 @@ class Options(NamedTuple):
     overrides: Overrides = Overrides()
     name: str = ""
     hostname: str = ""
+    labels: Mapping[str, str] = {}
     interactive: bool = False  # standard input goes to the command
     terminal: bool = False  # the command gets a terminal
+    detached: bool = False  # nobody waits for its end
     remove: bool = False  # the container is removed when the command has ended
+    stop_signal: str = ""  # instead of the image's
+    stop_timeout: int = STOP_TIMEOUT  # seconds; -1: for ever
     walls: Walls = Walls()
     limits: Limits | None = None
 
@@ -48,18 +57,34 @@ class Ended(NamedTuple):
     out_of_memory: bool = False  # whether the kernel has killed a process in it for that
 
 
+class Planned(NamedTuple):
+    """A new container, whose lock we hold, and what is to become of it."""
+
+    store: Store
+    container: Container
+    lock: Lock
+    command: Command
+    options: Options
+    groups: Sequence[Group]  # that its limits take
+
+
 def run(store: Store, image: LocalImage, options: Options) -> Ended:
     """Runs the image's command in a new container.
 
     Raises `RunError` when the command cannot be started, `NeedsRoot`, `KernelRefused`, `StoreError`, `OSError`.
     """
+    streams = Ours(interactive=options.interactive, terminal=options.terminal)
+    return live(create(store, image, options), streams)
+
+
+def create(store: Store, image: LocalImage, options: Options) -> Planned:
+    """A new container; nothing of it runs yet."""
     if os.geteuid() != 0:
         raise NeedsRoot("running a container takes root's rights; enter a user namespace first, or use sudo")
-    if options.terminal and options.interactive and not os.isatty(0):
-        raise RunError("-t wants a terminal, and standard input is none; leave -t away")
     if options.name and not _NAME.fullmatch(options.name):
         raise RunError(f"the name {options.name!r} is none: letters, digits, and then also _ . - are allowed")
     planned = command.plan(image.config, options.overrides, os.environ, terminal=options.terminal)
+    settings = _settings(image, planned, options)
     rights = options.walls.rights
     program = seccomp.program(options.walls.seccomp, rights.capabilities, os.path.join(store.root, "cache"))
     options = options._replace(walls=options.walls._replace(rights=rights._replace(filter=program)))
@@ -73,39 +98,120 @@ def run(store: Store, image: LocalImage, options: Options) -> Ended:
             stack=image.chain_id,
             command=planned.argv,
             name=options.name,
+            settings=settings.to_json(),
         )
-    try:
-        ended = _start(store, container, planned, options, groups)
-        if not options.remove:
-            store.containers.update(container._replace(**ended._asdict()))
-    except RunError as error:
-        store.containers.update(container._replace(exit_code=error.exit_code))
-        raise
-    finally:
-        if options.remove:
-            store.containers.remove(container, lock)
-        lock.release()
-    return ended
+    return Planned(store, container, lock, planned, options, groups)
 
 
-def _plan_limits(limits: Limits | None) -> list[Group]:
+def _plan_limits(limits: Limits | None) -> Sequence[Group]:
     if limits is None:
-        return []
+        return ()
     from pullpipe.runner import cgroups
 
     return cgroups.plan(limits)
 
 
-def _start(store: Store, container: Container, planned: Command, options: Options, groups: Sequence[Group]) -> Ended:
-    hostname = options.hostname or container.short_id
-    own = store.containers.path(container)
+def _settings(image: LocalImage, planned: Command, options: Options) -> Settings:
     walls = options.walls
+    return Settings(
+        env=planned.env,
+        working_dir=planned.working_dir,
+        user=planned.user,
+        groups=planned.groups,
+        hostname=options.hostname,
+        labels=options.labels,
+        interactive=options.interactive,
+        terminal=options.terminal,
+        detached=options.detached,
+        remove=options.remove,
+        stop_signal=_stop_signal(image, options),
+        stop_timeout=options.stop_timeout,
+        network=walls.network.kind,
+        read_only=walls.read_only,
+        limits={name: value for name, value in (options.limits._asdict() if options.limits else {}).items() if value},
+        mounts=tuple(
+            {"Type": "bind", "Source": one.source, "Destination": one.target, "RW": not one.read_only}
+            if isinstance(one, Bind)
+            else {
+                "Type": "tmpfs",
+                "Source": "",
+                "Destination": one.target,
+                "RW": not one.attributes & linux.ATTR_RDONLY,
+            }
+            for one in walls.mounts
+        ),
+    )
+
+
+def _stop_signal(image: LocalImage, options: Options) -> str:
+    if options.stop_signal:
+        return signal_name(options.stop_signal)
+    try:
+        return signal_name(image.config.stop_signal or "SIGTERM")
+    except RunError as error:
+        raise RunError(f"{error}, which the image names; say which to stop it with: --stop-signal") from error
+
+
+def live(planned: Planned, streams: Streams, life: Life | None = None) -> Ended:
+    """From the container's first process to its end, which is recorded. Raises as `run` does."""
+    store, container, lock = planned.store, planned.container, planned.lock
+    ended = Ended(RunError.exit_code)
+    begun = _Begun(planned, life or Life())
+    try:
+        state.write(store, container, begun.state)
+        ended = _start(planned, streams, begun)
+    except RunError as error:
+        ended = Ended(error.exit_code)
+        raise
+    finally:
+        state.forget(store, container, begun.state)
+        lock.leave(str(ended.exit_code).encode())
+        if planned.options.remove:
+            store.containers.remove(container, lock)
+        else:
+            moments = {"started": begun.state.started, "finished": time.time()}
+            store.containers.amend(container, **ended._asdict(), **moments)
+            lock.release()
+    return ended
+
+
+class _Begun(Life):
+    """Writes down what other commands need to know of a running container."""
+
+    def __init__(self, planned: Planned, life: Life) -> None:
+        walls = planned.options.walls
+        limited: tuple[str, ...] = ()
+        if planned.groups:
+            from pullpipe.runner import cgroups
+
+            limited = tuple(cgroups.directory(group, planned.container.id) for group in planned.groups)
+        self.state = State(cgroups=limited, rights=walls.rights, init=walls.init, host_pids=walls.host_pids)
+        self.pid = 0
+        self._planned, self._life = planned, life
+
+    def begun(self, withheld: int) -> None:
+        born = state.born(self.pid)
+        self.state = self.state._replace(pid=self.pid, born=born, started=time.time(), withheld=withheld)
+        state.write(self._planned.store, self._planned.container, self.state)
+        self._life.begun(withheld)
+
+    def ended(self) -> None:
+        if self.state.host_pids:
+            linux.end_children()
+        self._life.ended()
+
+
+def _start(planned: Planned, streams: Streams, begun: _Begun) -> Ended:
+    container, groups, limited, walls = planned.container, planned.groups, begun.state.cgroups, planned.options.walls
+    hostname = planned.options.hostname or container.short_id
+    own = planned.store.containers.path(container)
     if groups:
         from pullpipe.runner import cgroups
-    limited = [cgroups.directory(group, container.id) for group in groups]
+
+        cgroups.make(groups, container.id)
     shown = cgroups.shown(groups, container.id, os.path.join(own, "cgroup")) if groups else []
     plan = sandbox.Plan(
-        stack=stack.build(store, container),
+        stack=stack.build(planned.store, container),
         rootfs=os.path.join(own, "rootfs"),
         hostname=hostname,
         files=names.write_files(own, hostname, walls.network),
@@ -117,34 +223,18 @@ def _start(store: Store, container: Container, planned: Command, options: Option
             cgroups.join(limited, 0)
         return sandbox.enter(plan)
 
-    streams = Streams(options.interactive, options.terminal)
-    entrance = Entrance(enter, walls.rights, walls.read_only, walls.init)
-    planned = planned._replace(env={"HOSTNAME": hostname, **planned.env})
-    try:
-        if groups:
-            cgroups.make(groups, container.id)
-        exit_code = _run_to_its_end(planned, streams, entrance, host_pids=walls.host_pids)
-        return Ended(exit_code, bool(limited) and cgroups.out_of_memory(limited))
-    finally:
-        if limited:
-            cgroups.remove(limited)
-        if os.path.ismount(plan.rootfs):  # from within a chroot a shared mount cannot be made private: it came through
-            linux.umount(plan.rootfs, linux.MNT_DETACH)
-
-
-def _run_to_its_end(planned: Command, streams: Streams, entrance: Entrance, *, host_pids: bool) -> int:
-    ours, theirs = socket.socketpair()
-    if host_pids:
+    entrance = Entrance(enter, walls.rights, read_only=walls.read_only, init=walls.init)
+    wanted = planned.command._replace(env={"HOSTNAME": hostname, **planned.command.env})
+    ours, theirs = process.open_channel()
+    if walls.host_pids:
         linux.adopt_orphans()  # nothing but us ends them
-        pid = linux.fork_tied()
+        begun.pid = linux.fork_tied()
     else:
-        pid = linux.fork_first()
-    if pid == 0:
+        begun.pid = linux.fork_first()
+    if begun.pid == 0:
         ours.close()
-        process.become(planned, streams, theirs, entrance)
+        process.become(wanted, streams, theirs, entrance)
     theirs.close()
-    try:
-        return process.oversee(pid, ours, streams)
-    finally:
-        if host_pids:
-            linux.end_children()
+    streams.forked()
+    exit_code = process.oversee(begun.pid, ours, streams, begun)
+    return Ended(exit_code, bool(limited) and cgroups.out_of_memory(limited))

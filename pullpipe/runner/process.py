@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, NoReturn
 
 from pullpipe import linux
@@ -20,52 +21,139 @@ from pullpipe.errors import CommandNotExecutable, CommandNotFound, PullpipeError
 from pullpipe.runner import command, sandbox, signals
 from pullpipe.runner.command import Command
 from pullpipe.runner.signals import Signals
+from pullpipe.runner.streams import NULL, Sources, Streams
 from pullpipe.runner.walls import Rights
 from store import StoreError
 
+_MESSAGE_LIMIT = 64 << 10  # bytes
+_WHY_LIMIT = 4096  # characters
+_DRAIN_LIMIT = 64  # pieces; as much as pipes hold
 _ERRORS = {error.__name__: error for error in (CommandNotFound, CommandNotExecutable)}
 
 
-class Streams(NamedTuple):
-    """What the command's standard streams are."""
+def open_channel() -> tuple[socket.socket, socket.socket]:
+    """Ours and the process's end of it; what is sent at once comes at once."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
-    interactive: bool = False  # standard input goes to the command
-    terminal: bool = False  # the command gets a terminal
+
+def described(error: Exception) -> bytes:
+    """An error, for another process."""
+    return json.dumps({"error": type(error).__name__, "why": str(error)[:_WHY_LIMIT]}).encode()
+
+
+def failure(message: bytes) -> RunError | None:
+    """The error that another process has described, if that is what it says."""
+    try:
+        said = json.loads(message)
+        return _ERRORS.get(said["error"], RunError)(said["why"])
+    except (ValueError, KeyError):
+        return None
 
 
 # Outside.
 
 
-def oversee(pid: int, channel: socket.socket, streams: Streams) -> int:
+def oversee(pid: int, channel: socket.socket, streams: Streams, life: Life) -> int:
     """Serves the process until it has ended, and reaps it. Returns its exit code; 128+N when signal N ended it.
 
     Raises what kept it from becoming the command.
     """
     with channel, Signals(pid) as heard:
+        told = _Told(channel, streams, life)
         try:
-            _relay_until_closed(channel, streams, heard)
+            _serve(told, streams, heard)
+        except BaseException:
+            signal.pidfd_send_signal(heard.process, signal.SIGKILL)
+            raise
         finally:
             heard.wait_for(heard.process)
             _, status = os.waitpid(pid, 0)
+            life.ended()
+            _drain(streams)
+            streams.close()
+    if told.failure:
+        raise told.failure
     code = os.waitstatus_to_exitcode(status)
     return 128 + (heard.killed_by or -code) if code < 0 else code
 
 
-def _relay_until_closed(channel: socket.socket, streams: Streams, heard: Signals) -> None:
-    """Hears from the process until it has become the command, and serves its terminal."""
-    heard.wait_for(channel.fileno())
-    message, descriptors, _, _ = socket.recv_fds(channel, 64 << 10, 1)
-    if descriptors:
-        from pullpipe.runner import terminal
+def see_off(channel: socket.socket) -> None:
+    """Waits until a process that nobody will oversee is the command. Raises what keeps it from that."""
+    with channel:
+        while message := channel.recv(_MESSAGE_LIMIT):
+            if failed := failure(message):
+                raise failed
 
-        terminal.copy_size(descriptors[0])
-        channel.send(b"g")
-        terminal.relay(descriptors[0], interactive=streams.interactive, wait=heard.wait)
-        heard.wait_for(channel.fileno())
-        message, _, _, _ = socket.recv_fds(channel, 64 << 10, 0)
-    if message:
-        failure = json.loads(message)
-        raise _ERRORS.get(failure["error"], RunError)(failure["why"])
+
+class Life:
+    """What is to be done at the turns of the process's life."""
+
+    def begun(self, withheld: int) -> None:
+        """It is the command now. `withheld`: what `Entrance.enter` returned."""
+
+    def ended(self) -> None:
+        """It has been reaped; what it has left behind may still run, if it was no PID namespace's first."""
+
+
+class _Told:
+    """What the process says, until it has become the command."""
+
+    def __init__(self, channel: socket.socket, streams: Streams, life: Life) -> None:
+        self.open = [channel.fileno()]
+        self.failure: RunError | None = None
+        self._channel, self._streams, self._life = channel, streams, life
+        self._withheld = 0
+
+    def hear(self) -> bool:
+        """The next that it says, without waiting; whether there was something, and it may say more."""
+        if not self.open:
+            return False
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._channel, _MESSAGE_LIMIT, 1, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        if descriptors:
+            from pullpipe.runner import terminal
+
+            terminal.check(descriptors[0])
+            self._streams.connect(descriptors[0])
+            self._channel.send(b"g")
+        elif message:
+            if (failed := failure(message)) is None:
+                self._withheld = json.loads(message)["withheld"]
+            self.failure = failed
+        else:
+            self.open.clear()
+            if not self.failure:
+                self._life.begun(self._withheld)
+        return bool(self.open)
+
+
+def _serve(told: _Told, streams: Streams, heard: Signals) -> None:
+    while True:
+        ready, resized = heard.wait(heard.process, *told.open, *streams.inputs, *streams.outputs)
+        if resized:
+            streams.resized()
+        while told.hear():
+            pass
+        if heard.process in ready:
+            return
+        for sources in (streams.inputs, streams.outputs):
+            _read(sources, [source for source in sources if source in ready])
+
+
+def _drain(streams: Streams) -> None:
+    """Takes what has been written and not yet read; who could write more is not waited for."""
+    for _ in range(_DRAIN_LIMIT):
+        if not (ready := select.select(list(streams.outputs), [], [], 0)[0]):
+            return
+        _read(streams.outputs, ready)
+
+
+def _read(sources: Sources, ready: Iterable[int]) -> None:
+    for source in ready:
+        if not sources[source]():
+            del sources[source]
 
 
 # Inside.
@@ -76,6 +164,8 @@ class Entrance(NamedTuple):
 
     enter: Callable[[], int]  # returns the capabilities that not even root has there
     rights: Rights
+    new: bool = True  # nothing else runs in it yet
+    tied: bool = True  # it ends with whoever oversees it
     read_only: bool = False  # the root is, from when all is made in it
     init: bool = False  # the process stays, and the command is its child
 
@@ -85,17 +175,15 @@ def become(planned: Command, streams: Streams, channel: socket.socket, entrance:
     try:
         signals.reset()
         os.setsid()
-        if streams.terminal:
+        if streams.terminal:  # later it could be the container's
             from pullpipe.runner import terminal
         if entrance.init:
             from pullpipe.runner import init
-        if not streams.interactive:
-            null = os.open("/dev/null", os.O_RDONLY)
-            os.dup2(null, 0)
-        _close_all_but(channel.fileno())
+        _take(streams.given)
+        close_all_but(channel.fileno())  # none of the host's may be open in the container (CVE-2024-21626)
         withheld = entrance.enter()
         if streams.terminal:
-            master, slave = os.openpty()  # of the container's devpts
+            master, slave = terminal.open_pair()
             socket.send_fds(channel, [b"t"], [master])
             os.close(master)
             channel.recv(1)  # until the terminal has its size
@@ -106,21 +194,32 @@ def become(planned: Command, streams: Streams, channel: socket.socket, entrance:
             os.fchown(0, identity.uid, -1)
         else:
             sandbox.own_streams(identity.uid)
-        command.enter_working_directory(planned.working_dir)
+        command.enter_working_directory(planned.working_dir, make=entrance.new)
         if entrance.read_only:
             sandbox.close_root()
         sandbox.give_up_rights(identity, entrance.rights, withheld)
-        linux.end_with_parent(signal.SIGKILL)  # again: the change of user took it back
-        _check_runner(channel)
+        if entrance.tied:
+            linux.end_with_parent(signal.SIGKILL)  # again: the change of user took it back
+            _check_runner(channel)
+        channel.send(json.dumps({"withheld": withheld}).encode())
         if entrance.init:
             init.stay_behind(terminal=streams.terminal)
         command.execute(planned._replace(env={"HOME": identity.home, **planned.env}))
     except (PullpipeError, StoreError, OSError) as error:
-        _report(channel, type(error).__name__, str(error))
+        _report(channel, error)
     except BaseException as error:
-        _report(channel, "RunError", f"a bug of pullpipe's: {type(error).__name__}: {error}")
+        _report(channel, RunError(f"a bug of pullpipe's: {type(error).__name__}: {error}"))
     finally:
         os._exit(125)
+
+
+def _take(given: tuple[int, int, int]) -> None:
+    """Has descriptors be 0, 1 and 2; none of them stands at another's place."""
+    for stream, descriptor in enumerate(given):
+        if descriptor == NULL:
+            descriptor = os.open("/dev/null", os.O_RDONLY if stream == 0 else os.O_WRONLY)
+        if descriptor != stream:
+            os.dup2(descriptor, stream)
 
 
 def _check_runner(channel: socket.socket) -> None:
@@ -130,12 +229,15 @@ def _check_runner(channel: socket.socket) -> None:
             os._exit(125)
 
 
-def _report(channel: socket.socket, error: str, why: str) -> None:
+def _report(channel: socket.socket, error: Exception) -> None:
     with contextlib.suppress(OSError):
-        channel.sendall(json.dumps({"error": error, "why": why}).encode())
+        channel.sendall(described(error))
 
 
-def _close_all_but(kept: int) -> None:
-    """No descriptor of the host may be open in the container (CVE-2024-21626), inherited or ours."""
-    os.closerange(3, kept)
-    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+def close_all_but(*kept: int) -> None:
+    """Of all descriptors but the standard streams."""
+    start = 3
+    for fd in sorted(kept):
+        os.closerange(start, fd)
+        start = fd + 1
+    os.closerange(start, os.sysconf("SC_OPEN_MAX"))

@@ -19,14 +19,15 @@ _FORWARDED = (
     signal.SIGALRM,
     signal.SIGCONT,
 )
-_HARMLESS = frozenset({signal.SIGCONT})  # does not end a process that does not handle it
+# They do not end a process that does not handle them.
+_HARMLESS = {signal.SIGCONT, signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH}
+_HARMLESS |= {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
 
 class Signals:
     """Signals to us go to the command, for as long as the block runs.
 
-    The first process of a PID namespace never feels a signal that it does not handle. Anywhere else such a signal would
-    have ended it, and that is what the sender expects: it is killed, and `killed_by` tells by which.
+    `killed_by` is the one that ended the command because it did not handle it.
 
     Python runs a handler only when it comes back from a system call, and a signal that arrives just before one does not
     interrupt it. So signals arrive as bytes in a pipe, and nothing here waits without waiting for that, too.
@@ -59,8 +60,8 @@ class Signals:
                 ready.remove(self._arrived)
                 for number in os.read(self._arrived, 4096):
                     resized = resized or number == signal.SIGWINCH
-                    if number in _FORWARDED:
-                        self._forward(number)
+                    if number in _FORWARDED and send(self._pid, self.process, number):
+                        self.killed_by = self.killed_by or number
             if ready or resized:
                 return ready, resized
 
@@ -69,16 +70,25 @@ class Signals:
         while not self.wait(descriptor)[0]:
             pass
 
-    def _forward(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, number)
-            if number not in _HARMLESS and not _feels(self._pid, number):
-                self.killed_by = self.killed_by or number
-                os.kill(self._pid, signal.SIGKILL)
-
 
 def _note(_number: int, _frame: FrameType | None) -> None:
     """Nothing to do: that a handler is there has Python write the number to the pipe."""
+
+
+def send(pid: int, process: int, number: int) -> bool:
+    """Sends a signal to a process, of which `process` is a pidfd. Says whether it has been killed instead.
+
+    The first process of a PID namespace never feels a signal that it does not handle. Anywhere else such a signal would
+    have ended it, and that is what the sender expects.
+    """
+    try:
+        signal.pidfd_send_signal(process, number)
+        if number in _HARMLESS or number == signal.SIGKILL or _feels(pid, number):
+            return False
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+    except (ProcessLookupError, FileNotFoundError):  # it has ended
+        return False
+    return True
 
 
 def _feels(pid: int, number: int) -> bool:

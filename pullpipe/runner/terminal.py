@@ -1,14 +1,39 @@
-"""A terminal for the command: a pty of the container's own, relayed to ours."""
+"""A terminal for the command: a pty of the container's own."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import stat
+import struct
 import termios
 import tty
 from collections.abc import Callable
 
-_PIECE = 64 << 10  # bytes
+from pullpipe.errors import RunError
+
+_TIOCSPTLCK, _TIOCGPTPEER = {  # <asm/ioctls.h>
+    "ppc64le": (0x80045431, 0x20005441),
+    "mips64": (0x80045431, 0x20005441),
+}.get(os.uname().machine, (0x40045431, 0x5441))
+_MULTIPLEXER = os.makedev(5, 2)
+
+
+def open_pair() -> tuple[int, int]:
+    """A new pty of the container's devpts: its outer side and its inner one. Whoever is root in the container may have
+    changed what its names lead to, so none is followed, and what is open is looked at."""
+    master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    check(master)
+    os.set_blocking(master, True)
+    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+    return master, fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+
+
+def check(master: int) -> None:
+    """Raises `RunError` unless it is the outer side of a pty."""
+    status = os.fstat(master)
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _MULTIPLEXER:
+        raise RunError("the container's /dev/pts/ptmx is something else, so there is no terminal for the command")
 
 
 def become_controlling(slave: int) -> None:
@@ -29,38 +54,8 @@ def copy_size(master: int) -> None:
         return
 
 
-def relay(master: int, *, interactive: bool, wait: Callable[..., tuple[list[int], bool]]) -> None:
-    """Copies between our standard streams and the pty until nobody in the container holds it any more.
-
-    `wait` takes descriptors, and returns those that are readable and whether our terminal has another size.
-    """
-    before = termios.tcgetattr(0) if interactive else None
-    try:
-        if before is not None:
-            tty.setraw(0, termios.TCSADRAIN)  # every key goes to the command, Ctrl-C too, and those typed ahead
-        inputs = [0] if interactive else []
-        while True:
-            ready, resized = wait(master, *inputs)
-            if resized:
-                copy_size(master)
-            if 0 in ready:
-                data = os.read(0, _PIECE)
-                if data:
-                    _write(master, data)
-                else:
-                    inputs.clear()  # our terminal is gone
-            if master in ready:
-                try:
-                    data = os.read(master, _PIECE)
-                except OSError:  # EIO: the other side is closed
-                    return
-                _write(1, data)
-    finally:
-        if before is not None:
-            termios.tcsetattr(0, termios.TCSADRAIN, before)
-        os.close(master)
-
-
-def _write(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
+def set_raw(stream: int) -> Callable[[], None]:
+    """Every key goes to the command, Ctrl-C too, and those typed ahead. Returns what undoes it."""
+    before = termios.tcgetattr(stream)
+    tty.setraw(stream, termios.TCSADRAIN)
+    return lambda: termios.tcsetattr(stream, termios.TCSADRAIN, before)

@@ -49,9 +49,9 @@ def test_container(cli: Cli, image: str, layout: Path, tmp_path: Path) -> None:
         [listed] = answer(cli, "ps", "--format", "json")
         found = answer(cli, "inspect", listed["name"])
         assert answer(cli, "inspect", listed["id"]) == answer(cli, "inspect", listed["id"][:12]) == found
-        assert (found["id"], found["image"], found["manifest"]) == (listed["id"], image, digest_of(layout))
-        assert (found["target"], found["running"], found["command"]) == (str(target), False, [])
-        assert Path(found["directory"], "upper").is_dir()
+        assert (found["Id"], found["Config"]["Image"], found["Image"]) == (listed["id"], image, digest_of(layout))
+        assert (found["MountedAt"], found["State"]["Status"], found["Config"]["Cmd"]) == (str(target), "mounted", [])
+        assert Path(found["GraphDriver"]["Data"]["UpperDir"]).is_dir()
 
 
 def test_nothing_of_that_name(cli: Cli, image: str) -> None:

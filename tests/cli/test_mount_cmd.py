@@ -306,7 +306,7 @@ class TestWritable:
             (target / "upper").unlink()
         [container] = answer(cli, "ps", "--format", "json")
         assert container["image"] == image
-        upper = Path(answer(cli, "inspect", container["id"])["directory"], "upper")
+        upper = Path(answer(cli, "inspect", container["id"])["GraphDriver"]["Data"]["UpperDir"])
         assert ((upper / "new").read_text(), (upper / "lower").read_text()) == ("new", "changed")
         tree = mounted_tree(cli, image, tmp_path / "again")
         assert tree.keys() == {b".", b"lower", b"upper"}

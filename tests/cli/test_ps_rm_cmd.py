@@ -10,7 +10,7 @@ from store import Digest, Store
 from tests.cli.rig import answer, fails, file_layer, layout_of, mounted, ok
 from tests.conftest import Cli
 
-FIELDS = {"id", "name", "image", "command", "created", "status", "exit_code", "out_of_memory"}
+FIELDS = {"id", "name", "image", "command", "created", "status", "exit_code", "out_of_memory", "labels"}
 
 
 @pytest.fixture

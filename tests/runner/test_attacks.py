@@ -288,8 +288,8 @@ def test_python_modules_of_the_image_are_not_imported(load: Callable[..., None],
     found = json.loads(out(cli("ps", "--format=json")))
     assert len(found) >= 1
     for container in found:
-        directory = json.loads(out(cli("inspect", container["id"])))["directory"]
-        assert not Path(directory, "upper", "pwned").exists()
+        upper = json.loads(out(cli("inspect", container["id"])))["GraphDriver"]["Data"]["UpperDir"]
+        assert not Path(upper, "pwned").exists()
 
 
 # The program that runs, and its rights.

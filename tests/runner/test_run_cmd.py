@@ -401,7 +401,7 @@ def test_writes_land_in_the_container(cli: Cli, image: None) -> None:
     )
     out(cli("run", "--name", "writer", "test", "sh", "-c", script))
     assert [difference(*pair) for pair in zip(before, map(snapshot, layers_of(cli)), strict=True)] == [[]] * len(before)
-    upper = Path(json.loads(out(cli("inspect", "writer")))["directory"], "upper")
+    upper = Path(json.loads(out(cli("inspect", "writer")))["GraphDriver"]["Data"]["UpperDir"])
     assert (upper / "new").read_text() == "x\n"
     assert stat.S_ISCHR((upper / "etc/group").stat().st_mode)
     script = "test ! -e /new && test -e /etc/group && test $(stat -c %a /etc) = 755"
@@ -576,16 +576,16 @@ def test_signals_the_command_starts_with(run: Run) -> None:
 
 
 class Terminal:
-    """`pullpipe run -t` behind a terminal that the test holds the other end of."""
+    """`pullpipe run -t`, or another command, behind a terminal that the test holds the other end of."""
 
-    def __init__(self, root: Path, *arguments: str, size: tuple[int, int] = (33, 77)) -> None:
+    def __init__(self, root: Path, *arguments: str, size: tuple[int, int] = (33, 77), command: str = "run") -> None:
         self.master, slave = pty.openpty()
         self.resize(*size)
         self.before = termios.tcgetattr(slave)
         self._slave = slave
         self.seen = ""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pullpipe", "--root", str(root), "run", *arguments],
+            [sys.executable, "-m", "pullpipe", "--root", str(root), command, *arguments],
             cwd=PROJECT,
             stdin=slave,
             stdout=slave,
