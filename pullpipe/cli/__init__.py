@@ -37,6 +37,7 @@ COMMANDS = (
     "history",
     "layers",
     "ps",
+    "exec",
     "logs",
     "stop",
     "kill",
