@@ -54,6 +54,11 @@ _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 
+_PIDFD_GETFD = 438  # the same on all machines but alpha
+
+# <linux/if_tun.h>; _IOW of struct sock_fprog
+_TUNATTACHFILTER = (0x80 if os.uname().machine.startswith("ppc") else 0x40) << 24 | struct.calcsize("HP") << 16 | 0x54D5
+
 # <linux/sched.h>
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -282,6 +287,24 @@ def load_filter(program: bytes) -> None:
     filters = struct.pack("HP", len(program) // 8, ctypes.addressof(code))  # struct sock_fprog
     if _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, filters, 0, 0) != 0:
         _refused("load a seccomp filter")
+
+
+def filter_tap(descriptor: int, program: bytes) -> None:
+    """From here on, the BPF program decides how much of each frame that is sent through an open tap device the process
+    that holds it can read; 0 is nothing (TUNATTACHFILTER)."""
+    code = ctypes.create_string_buffer(program, len(program))
+    filters = ctypes.create_string_buffer(struct.pack("HP", len(program) // 8, ctypes.addressof(code)))
+    if _libc.ioctl(descriptor, ctypes.c_ulong(_TUNATTACHFILTER), filters) != 0:
+        _refused("filter what a container sends")
+
+
+def descriptor_of(pid: int, number: int) -> int:
+    """One of our own for what another process, whom we may trace, has open as that (pidfd_getfd(2))."""
+    process = os.pidfd_open(pid)
+    try:
+        return _descriptor(f"share a descriptor of process {pid}", _PIDFD_GETFD, process, number, 0)
+    finally:
+        os.close(process)
 
 
 def set_limit(name: str, soft: int, hard: int) -> None:

@@ -11,7 +11,7 @@ from pullpipe import linux
 from pullpipe.errors import BadArgument
 from pullpipe.runner import capabilities
 from pullpipe.runner.names import GATEWAY
-from pullpipe.runner.walls import Bind, Network, Rights, Tmpfs, Walls
+from pullpipe.runner.walls import Bind, Network, Port, Rights, Tmpfs, Walls
 
 _SHIFTS = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 # What SELinux, macOS and volumes want of a bind mount, and what it does here anyway.
@@ -50,7 +50,19 @@ def add_wall_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--privileged", action="store_true", help=argparse.SUPPRESS)
     several("--ulimit", metavar="NAME=SOFT[:HARD]", text="a limit of setrlimit(2), such as nofile=1024:4096")
     parser.add_argument("--init", action="store_true", help="have a first process that reaps and passes signals on")
-    parser.add_argument("--network", "--net", default="host", help="host, or none: only loopback (default: host)")
+    parser.add_argument(
+        "--network",
+        "--net",
+        metavar="host|none|private",
+        help="this machine's, only loopback, or one of the container's own, by pasta or slirp4netns: also the name of "
+        "either (default: host; with -p private)",
+    )
+    several(
+        "-p",
+        "--publish",
+        metavar="[ADDRESS:]PORT:PORT[/udp]",
+        text="what comes to the first, of this machine, goes to the second, of the container",
+    )
     parser.add_argument("--pid", default="private", help="host: see the host's processes")
     parser.add_argument("--ipc", default="private", help="host: share the host's shared memory and message queues")
     several("--add-host", metavar="NAME:ADDRESS", text=f"a line of /etc/hosts; {GATEWAY} stands for this machine")
@@ -301,9 +313,31 @@ def _network(arguments: argparse.Namespace) -> Network:
     for word in (*arguments.dns_search, *arguments.dns_option):
         if not _is_plain(word):
             raise BadArgument(f"{word!r} cannot stand in a resolv.conf")
-    kind = _choice("--network", arguments.network, "host", "none")
+    ports = tuple(map(_port, arguments.publish))
+    kind = arguments.network or ("private" if ports else "host")
+    kind = _choice("--network", kind, "host", "none", "private", "pasta", "slirp4netns")
     names = (tuple(arguments.dns), tuple(arguments.dns_search), tuple(arguments.dns_option))
+    if kind not in ("host", "none"):
+        return Network("private", tuple(hosts), *names, "" if kind == "private" else kind, ports)
+    if ports:
+        raise BadArgument(f"-p has no meaning with --network {kind}; leave one of them away")
     return Network("none" if kind == "none" else "host", tuple(hosts), *names)
+
+
+def _port(text: str) -> Port:
+    places, _, protocol = text.partition("/")
+    rest, _, inside = places.rpartition(":")
+    address, _, outside = rest.rpartition(":")
+    address = address.removeprefix("[").removesuffix("]")
+    if not (_is_port(outside) and _is_port(inside) and protocol in ("", "tcp", "udp")):
+        raise BadArgument(f"-p {text} is none: [ADDRESS:]PORT:PORT, one port of this machine and one of the container")
+    if address and not _is_address(address):
+        raise BadArgument(f"-p {text}: {address} is no address")
+    return Port(int(outside), int(inside), protocol or "tcp", address)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and 0 < int(text) < 1 << 16
 
 
 def _is_address(text: str) -> bool:

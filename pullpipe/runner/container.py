@@ -7,10 +7,11 @@ command does (`state.tidy`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pullpipe import linux, stack
@@ -159,7 +160,8 @@ def live(planned: Planned, streams: Streams, life: Life | None = None) -> Ended:
     begun = _Begun(planned, life or Life())
     try:
         state.write(store, container, begun.state)
-        ended = _start(planned, streams, begun)
+        with _connected(planned) as connected:
+            ended = _start(connected, streams, begun)
     except RunError as error:
         ended = Ended(error.exit_code)
         raise
@@ -173,6 +175,19 @@ def live(planned: Planned, streams: Streams, life: Life | None = None) -> Ended:
             store.containers.amend(container, **ended._asdict(), **moments)
             lock.release()
     return ended
+
+
+@contextlib.contextmanager
+def _connected(planned: Planned) -> Iterator[Planned]:
+    """The plan, with the network as it is; while the block runs, it leads somewhere."""
+    options = planned.options
+    if options.walls.network.kind != "private":
+        yield planned
+        return
+    from pullpipe.runner import private
+
+    with private.entered(options.walls.network, planned.store.containers.path(planned.container)) as network:
+        yield planned._replace(options=options._replace(walls=options.walls._replace(network=network)))
 
 
 class _Begun(Life):

@@ -34,7 +34,12 @@ def _hosts(hostname: str, network: Network) -> bytes:
     lines = [hosts + (b"" if hosts.endswith(b"\n") or not hosts else b"\n")]
     for name, address in network.hosts:
         if address == GATEWAY and network.kind != "host":
-            raise RunError(f"without a network there is no {GATEWAY} to be called {name}; give an address")
+            why = (
+                "without a network there is no"
+                if network.kind == "none"
+                else "from a private network no way leads to the"
+            )
+            raise RunError(f"{why} {GATEWAY} that could be called {name}; give an address, or use --network host")
         lines.append(f"{'127.0.0.1' if address == GATEWAY else address}\t{name}\n".encode())
     lines.append(f"127.0.0.1\t{hostname}\n".encode())
     return b"".join(lines)

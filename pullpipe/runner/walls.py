@@ -27,14 +27,25 @@ class Tmpfs(NamedTuple):
     attributes: int = 0  # `linux.ATTR_…`
 
 
+class Port(NamedTuple):
+    """What comes to a port of the host goes to one of the container."""
+
+    outside: int
+    inside: int
+    protocol: str = "tcp"  # or udp
+    address: str = ""  # of the host; empty: all of them
+
+
 class Network(NamedTuple):
     """Whose network it is, and how names are found there."""
 
-    kind: Literal["host", "none"] = "host"
+    kind: Literal["host", "none", "private"] = "host"
     hosts: tuple[tuple[str, str], ...] = ()  # (name, address)
     servers: tuple[str, ...] = ()  # these three stand for the host's, where they are not empty
     search: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    program: str = ""  # what makes a private one: `pasta` or `slirp4netns`; empty: whichever there is
+    ports: tuple[Port, ...] = ()  # of a private one
 
 
 class Rights(NamedTuple):
