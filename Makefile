@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 TOOLS := docker-registry:docker-registry skopeo:skopeo umoci:umoci podman:podman buildah:buildah ldd:libc-bin \
     bsdtar:libarchive-tools busybox:busybox-static pax:pax zstd:zstd pigz:pigz igzip:isal bgzip:tabix openssl:openssl \
     setpriv:util-linux unshare:util-linux newuidmap:uidmap fuse-overlayfs:fuse-overlayfs ip:iproute2 \
-    pasta:passt slirp4netns:slirp4netns losetup:mount mkfs.ext4:e2fsprogs \
+    pasta:passt slirp4netns:slirp4netns groff:groff-base losetup:mount mkfs.ext4:e2fsprogs \
     mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs
 
-.PHONY: demo test check fuzz soak torture bench tools clean
+.PHONY: demo test check fuzz soak torture docs bench tools clean
 
 demo: $(BIN)/pullpipe
 	$(BIN)/pullpipe demo
@@ -39,6 +39,10 @@ soak: $(VENV)/.test
 # Some hours: kills, power cuts, each system call failing, a crowd of commands on one store.
 torture: $(VENV)/.test
 	PULLPIPE_TORTURE=10 $(BIN)/python -m pytest tests/torture
+
+# What is made of the program itself.
+docs: $(BIN)/pullpipe
+	$(BIN)/python -m pullpipe.cli.manual docs
 
 bench: $(BIN)/pullpipe
 	$(BIN)/pip install --quiet --editable '.[bench]'

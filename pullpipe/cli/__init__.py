@@ -59,7 +59,9 @@ COMMANDS = (
     "login",
     "logout",
     "demo",
+    "completion",
 )
+DESCRIPTION = "Pull container images while unpacking them, stack their layers, run a command in them."
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, or name another place with --root",
@@ -89,12 +91,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0; 1 for a failure; 2 for usage; `run` has the command's own."""
     parser = argparse.ArgumentParser(
         prog="pullpipe",
-        description="Pull container images while unpacking them, stack their layers, run a command in them.",
+        description=DESCRIPTION,
         epilog="`pullpipe COMMAND --help` tells more of a command.",
         add_help=False,
         formatter_class=_Formatter,
     )
-    _add_global_options(parser, top=True)
+    add_global_options(parser, top=True)
     parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
     parser.add_argument("command", nargs="?", help="see below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -103,11 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _show_help(parser, asked=known.help)
     if known.command not in COMMANDS:
         parser.error(f"there is no command {known.command!r}; `pullpipe --help` lists them")
-    module = _module(known.command)
+    module = module_of(known.command)
     command_parser = argparse.ArgumentParser(
         prog=f"pullpipe {known.command}", description=module.HELP, formatter_class=_Formatter
     )
-    _add_global_options(command_parser, top=False)
+    add_global_options(command_parser, top=False)
     module.configure(command_parser)
     arguments = command_parser.parse_args(known.arguments, namespace=argparse.Namespace(**_globals(known)))
     if (creds := getattr(arguments, "creds", None)) and ":" in creds:
@@ -131,11 +133,12 @@ def program() -> NoReturn:
     os._exit(code)
 
 
-def _module(command: str) -> ModuleType:
+def module_of(command: str) -> ModuleType:
+    """The command's module, imported."""
     return importlib.import_module(f"pullpipe.cli.{command}{'_' if command == 'import' else ''}")
 
 
-def _add_global_options(parser: argparse.ArgumentParser, *, top: bool) -> None:
+def add_global_options(parser: argparse.ArgumentParser, *, top: bool) -> None:
     """Before the command or behind it; what stands behind wins."""
     unset = None if top else argparse.SUPPRESS
     parser.add_argument("--root", metavar="DIR", default=unset, help=f"the store (PULLPIPE_ROOT; default {_root()})")
@@ -161,7 +164,7 @@ def _root() -> str:
 
 def _show_help(parser: argparse.ArgumentParser, *, asked: bool) -> int:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {_module(name).HELP}" for name in COMMANDS]
+    lines = [f"  {name:{width}}  {module_of(name).HELP}" for name in COMMANDS]
     text = f"{parser.format_help()}\ncommands:\n" + "\n".join(lines)
     print(text, file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2

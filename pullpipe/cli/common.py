@@ -116,7 +116,11 @@ def add_progress_options(parser: argparse.ArgumentParser) -> None:
 def add_jobs_option(parser: argparse.ArgumentParser) -> None:
     """How many layers to unpack at once."""
     parser.add_argument(
-        "--jobs", metavar="N", type=_positive, default=_JOBS, help="layers in flight (default: %(default)s)"
+        "--jobs",
+        metavar="N",
+        type=_positive,
+        default=_JOBS,
+        help="layers in flight (default: two more than processors, 8 at most)",
     )
 
 

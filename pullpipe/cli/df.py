@@ -13,7 +13,7 @@ HELP = "tell what takes how much room in the store"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="tell it of each image, too")
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="json for programs")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ _WORDS: dict[State, str] = {
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What both commands can be told."""
     add_jobs_option(parser)
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="json for programs")
     parser.add_argument("--progress", choices=FACES, default="auto", help="what standard error shows of it")
     parser.add_argument("-q", "--quiet", action="store_true", help="show nothing but the result")
     parser.add_argument("references", metavar="REF", nargs="*", help="look at these images only")

@@ -16,7 +16,7 @@ _WIDTH = 45  # as Docker's
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-trunc", action="store_true", help="shorten nothing")
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="json for programs")
     parser.add_argument("reference", metavar="REF")
 
 

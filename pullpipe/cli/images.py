@@ -12,7 +12,7 @@ HELP = "list the images in the store"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="json for programs")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ _NAMES = 2  # of images that share a layer, in the table
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-trunc", action="store_true", help="show whole digests, and all images that share a layer")
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="json for programs")
     parser.add_argument("reference", metavar="REF")
 
 

@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "reference=PATTERN: only such images",
     )
     parser.add_argument("-n", "--dry-run", action="store_true", help="only say what would be removed")
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="json for programs")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="show the ids only")
     parser.add_argument("--no-trunc", action="store_true", help="show ids and commands in full")
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="json for programs")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="fetch the blobs of the other platforms, too, without unpacking them",
     )
-    parser.add_argument("reference", metavar="REF", help="alpine, ghcr.io/a/b:1, host:5000/c@sha256:…")
+    parser.add_argument("reference", metavar="REF", help="such as alpine, ghcr.io/a/b:1, host:5000/c@sha256:…")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,165 @@
+"""The reference of all commands, as Markdown and as a man page, made of the parser.
+
+`python -m pullpipe.cli.manual DIR` writes both. Argparse's own layout differs from one Python to the next; not this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pullpipe import __version__
+from pullpipe.cli.whole import whole_parser
+
+_ENVIRONMENT = {
+    "PULLPIPE_ROOT": "The store, unless --root names it.",
+    "REGISTRY_AUTH_FILE, DOCKER_CONFIG": "Where credentials are, unless --authfile names them.",
+    "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY": "Proxies, and what goes without; in lower case, too.",
+    "SOURCE_DATE_EPOCH": "Seconds since 1970: what layer, config, commit, squash, import and export make is as old as "
+    "that, and no file in it younger.",
+    "XDG_DATA_HOME, XDG_CACHE_HOME, XDG_CONFIG_HOME": "Where a user's store, tokens and settings are.",
+}
+_HEAD = (
+    "Made of the program itself (`make docs`). Every command also takes `--root DIR`, which names the store, "
+    "`--log-level debug`, which shows tracebacks, and `--help`."
+)
+_EXIT = {
+    "0": "It went well.",
+    "1": "It did not; one line on standard error says why, and what to do.",
+    "2": "The words of the command line are wrong.",
+    "125, 126, 127": "Of run and exec: pullpipe failed; the command cannot be executed; there is no such command.",
+    "128+N": "The command, or pullpipe, was ended by signal N.",
+}
+
+
+class Item(NamedTuple):
+    """An option or an argument."""
+
+    words: str  # as one writes it: -t, --tag NEW
+    text: str
+
+
+class Command(NamedTuple):
+    """One command, or one action of a command that has several."""
+
+    name: str
+    text: str
+    more: str
+    arguments: list[Item]
+    options: list[Item]
+
+    @property
+    def synopsis(self) -> str:
+        """In one line."""
+        return " ".join(
+            ["pullpipe", self.name, *["[OPTION…]"] * bool(self.options), *(a.words for a in self.arguments)]
+        )
+
+
+def commands() -> list[Command]:
+    """All of them, in the order that help has."""
+    subparsers = next(a for a in whole_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return [one for name, parser in subparsers.choices.items() for one in _commands(name, parser)]
+
+
+def _commands(name: str, parser: argparse.ArgumentParser) -> Iterator[Command]:
+    nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if nested:
+        for below, inner in nested[0].choices.items():
+            yield from _commands(f"{name} {below}", inner)
+        return
+    actions = [action for action in parser._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
+    own = [action for action in actions if action.dest not in ("root", "log_level")]
+    yield Command(
+        name,
+        _sentence(parser.description or ""),
+        parser.epilog or "",
+        [_item(parser, action) for action in own if not action.option_strings],
+        [_item(parser, action) for action in own if action.option_strings],
+    )
+
+
+def _item(parser: argparse.ArgumentParser, action: argparse.Action) -> Item:
+    choices = "|".join(map(str, action.choices)) if action.choices else ""
+    value = action.metavar if isinstance(action.metavar, str) else choices or action.dest.upper()
+    if action.option_strings:
+        words = ", ".join(action.option_strings) + (f" {value}" if action.nargs != 0 else "")
+    else:
+        several = action.nargs in ("*", "+", argparse.REMAINDER)
+        value += "…" if several else ""
+        words = f"[{value}]" if action.nargs in ("*", "?", argparse.REMAINDER) else value
+    text = (action.help or "") % {**vars(action), "prog": parser.prog, "choices": choices}
+    return Item(words, _sentence(text))
+
+
+def _sentence(text: str) -> str:
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith((".", "…")) or not text else f"{text}."
+
+
+def markdown() -> str:
+    """docs/commands.md."""
+    lines = [
+        "# Commands",
+        "",
+        _HEAD,
+        "",
+        *(f"- [`{each.name}`](#pullpipe-{each.name.replace(' ', '-')}): {each.text}" for each in commands()),
+    ]
+    for each in commands():
+        lines += ["", f"## pullpipe {each.name}", "", each.text, *(["", each.more] if each.more else [])]
+        lines += ["", f"    {each.synopsis}"]
+        if items := [*each.arguments, *each.options]:
+            lines += ["", "| | |", "|---|---|", *(f"| `{_cell(item.words)}` | {_cell(item.text)} |" for item in items)]
+    for title, texts in (("Environment", _ENVIRONMENT), ("Exit codes", _EXIT)):
+        lines += ["", f"## {title}", "", "| | |", "|---|---|", *(f"| {key} | {text} |" for key, text in texts.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"([|])", r"\\\1", text)
+
+
+def man() -> str:
+    """docs/pullpipe.1, for man(1)."""
+    lines = [
+        f'.TH PULLPIPE 1 "" "pullpipe {__version__}"',
+        ".SH NAME",
+        r"pullpipe \- pull container images while unpacking them, stack their layers, run a command in them",
+        ".SH SYNOPSIS",
+        r".B pullpipe",
+        r"[\-\-root DIR] COMMAND [OPTION\[u2026]] [ARGUMENT\[u2026]]",
+        ".SH DESCRIPTION",
+        "Images are pulled into a store, a directory, whose layers are shared by all images and containers.",
+        "Every command also takes",
+        r".BR \-\-root ,",
+        "which names the store,",
+        r".B \-\-log\-level debug",
+        "and",
+        r".BR \-\-help .",
+        ".SH COMMANDS",
+    ]
+    for each in commands():
+        lines += [f".SS {_roff(each.synopsis)}", _roff(f"{each.text} {each.more}".strip())]
+        for item in [*each.arguments, *each.options]:
+            lines += [".TP", f".B {_roff(item.words)}", _roff(item.text)]
+    for title, texts in (("ENVIRONMENT", _ENVIRONMENT), ("EXIT STATUS", _EXIT)):
+        lines.append(f".SH {title}")
+        for key, text in texts.items():
+            lines += [".TP", f".B {_roff(key)}", _roff(text)]
+    return "\n".join(lines) + "\n"
+
+
+def _roff(text: str) -> str:
+    text = text.replace("\\", r"\e").replace("-", r"\-").replace("…", r"\[u2026]").replace("'", r"\(aq")
+    return r"\&" + text if text.startswith(".") else text
+
+
+if __name__ == "__main__":
+    for name, content in (("commands.md", markdown()), ("pullpipe.1", man())):
+        with open(os.path.join(sys.argv[1], name), "w", encoding="utf-8") as file:
+            file.write(content)

@@ -1,0 +1,20 @@
+"""All commands in one parser: for what is made of it, the documentation and the shells' completion."""
+
+from __future__ import annotations
+
+import argparse
+
+from pullpipe import cli
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """The command line as a tree of parsers. It imports all commands."""
+    parser = argparse.ArgumentParser(prog="pullpipe", description=cli.DESCRIPTION)
+    cli.add_global_options(parser, top=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name in cli.COMMANDS:
+        module = cli.module_of(name)
+        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        cli.add_global_options(command, top=False)
+        module.configure(command)
+    return parser

@@ -1,0 +1,79 @@
+"""What is made of the parser: docs/commands.md, the man page, the shells' completion."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pullpipe.cli import manual
+from tests.cli.rig import file_layer, layout_of, ok
+from tests.conftest import PROJECT, Cli, require
+
+
+def test_the_documents_are_of_this_program() -> None:
+    """`make docs` has been called since an option was changed."""
+    assert (PROJECT / "docs" / "commands.md").read_text() == manual.markdown()
+    assert (PROJECT / "docs" / "pullpipe.1").read_text() == manual.man()
+
+
+def test_every_option_is_explained() -> None:
+    """Nothing is without a text but what its name says."""
+    for command in manual.commands():
+        assert command.text
+        for item in command.options:
+            assert len(item.text) > 3, (command.name, item)
+
+
+def test_the_man_page_is_roff() -> None:
+    """groff has no complaint."""
+    require("groff")
+    command = ["groff", "-man", "-Tutf8", "-P-c", "-P-b", "-P-u", "-ww", f"{PROJECT}/docs/pullpipe.1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "layer add" in done.stdout
+
+
+def completed(script: Path, root: Path, *words: str) -> set[str]:
+    """What bash offers behind these words."""
+    program = f"""
+source {script}
+COMP_WORDS=({" ".join(f"'{word}'" for word in words)})
+COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+$(complete -p pullpipe | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, env={"PULLPIPE_ROOT": str(root)})
+    return {line.strip() for line in done.stdout.splitlines()}
+
+
+@pytest.fixture
+def script(cli: Cli, tmp_path: Path) -> Path:
+    (tmp_path / "script").write_text(ok(cli, "completion", "bash"))
+    return tmp_path / "script"
+
+
+def test_bash_completes_commands_and_options(script: Path, store_root: Path) -> None:
+    assert {"run", "rm", "rmi", "repair"} <= completed(script, store_root, "pullpipe", "r")
+    assert completed(script, store_root, "pullpipe", "layer", "") >= {"add", "drop"}
+    assert "--all-platforms" in completed(script, store_root, "pullpipe", "pull", "--a")
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish", "tcsh"])
+def test_other_shells(cli: Cli, shell: str) -> None:
+    assert "pullpipe" in ok(cli, "completion", shell)
+
+
+@pytest.mark.needs_root
+def test_names_of_the_store(cli: Cli, tmp_path: Path) -> None:
+    """What the scripts ask for: images as short as they can be said, and containers."""
+    ok(cli, "load", "--quiet", "-t", "some:1", layout_of(tmp_path / "layout", file_layer("a")))
+    ok(cli, "load", "--quiet", "-t", "localhost/other:1", tmp_path / "layout")
+    assert ok(cli, "completion", "--list", "images").split() == ["localhost/other:1", "some:1"]
+    assert ok(cli, "completion", "--list", "containers") == ""
+
+
+def test_no_such_shell(cli: Cli) -> None:
+    done = cli("completion", env={"SHELL": "/bin/ed"})
+    assert (done.returncode, "which shell's?" in done.stderr) == (1, True)
