@@ -36,6 +36,8 @@ def check(root: str, directories: Iterable[str], trusted: Iterable[int]) -> None
         remedy = "name one of your own with --root"
         if found.st_uid == 0:
             remedy = f"use sudo, or {remedy}"
+        elif os.geteuid() == 0:
+            remedy = f"work with it as that user, or {remedy}"
         raise UnusableRoot(f"the store at {root} belongs to user {found.st_uid}; {remedy}")
     for name in directories:
         path = os.path.join(root, name)

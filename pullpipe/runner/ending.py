@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from pullpipe.errors import NotRunning
+from pullpipe.errors import KernelRefused, NotRunning
 from pullpipe.runner import signals, state
 from pullpipe.runner.settings import Settings, signal_number
 from pullpipe.runner.state import State
@@ -55,9 +55,16 @@ def _not_running(container: Container) -> NotRunning:
 
 
 def kill(store: Store, container: Container, number: int = signal.SIGKILL) -> None:
-    """Sends its first process the signal; one that would end any other process ends this one. Raises `NotRunning`."""
+    """Sends its first process the signal; one that would end any other process ends this one.
+
+    Raises `NotRunning`, `KernelRefused`.
+    """
     with first_of(store, container) as first:
-        signals.send(first.state.pid, first.process, number)
+        try:
+            signals.send(first.state.pid, first.process, number)
+        except PermissionError as error:
+            why = f"the kernel does not let us send {container.name} a signal"
+            raise KernelRefused(f"{why}; do it where it was started, not in `pullpipe unshare`") from error
 
 
 def stop(store: Store, containers: Iterable[Container], timeout: int | None = None) -> Iterator[Container]:

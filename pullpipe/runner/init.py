@@ -22,6 +22,7 @@ def stay_behind(*, terminal: bool) -> None:
 
     With `terminal`, the child is in its foreground, so that keys such as Ctrl-C signal the child and not both.
     """
+    linux.call_this_process("init")  # before there is anybody who might look
     linux.hide_from_others()
     linux.adopt_orphans()  # where this is not the first of its PID namespace
     heard = [number for number in signal.valid_signals() if number not in _OUR_OWN]
@@ -39,7 +40,6 @@ def stay_behind(*, terminal: bool) -> None:
                 signal.signal(one, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         return
-    linux.call_this_process("init")
     os.chdir("/")
     os.closerange(0, os.sysconf("SC_OPEN_MAX"))  # the command's streams close when the command closes them
     while True:

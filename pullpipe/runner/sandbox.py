@@ -321,7 +321,10 @@ def give_up_rights(identity: Identity, rights: Rights, withheld: int = 0) -> Non
     kept = rights.capabilities & held & ~withheld
     linux.forget_keys()
     for name, soft, hard in rights.limits:
-        linux.set_limit(name, soft, hard)
+        try:
+            linux.set_limit(name, soft, hard)
+        except KernelRefused as error:
+            raise RunError(f"{error}; ask for no more than the hard limit that pullpipe has, or use sudo") from error
     if rights.filter and not rights.no_new_privileges:
         linux.load_filter(rights.filter)  # while we may
     linux.drop_bounding_capabilities(kept)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import PROJECT, Cli
 from tests.runner.rig import BASE, Run, containers, error, line, out, pullpipe, status
-from tests.runner.test_run_cmd import Terminal
+from tests.runner.test_run_cmd import terminal_of
 from tests.support.images import File, Image, Layer, write_layout
 from tests.support.processes import PATIENCE, Watched, children, until
 
@@ -163,7 +163,7 @@ def test_users_and_directories(do: Run) -> None:
 def test_a_terminal(root: Path) -> None:
     """Another one of the container's devpts, of our terminal's size; keys and Ctrl-C are the command's."""
     script = "tty; stty size; read x; echo got $x; trap 'stty size; exit 5' INT; echo up; while :; do sleep 0.02; done"
-    shown = Terminal(root, "-it", "c", "sh", "-c", script, command="exec")
+    shown = terminal_of(root, "-it", "c", "sh", "-c", script, command="exec")
     try:
         shown.expect("/dev/pts/\\d+\r\n33 77\r\n")
         shown.type("word\n")
@@ -181,7 +181,7 @@ def test_a_terminal_that_is_something_else(another: Callable[..., None], cli: Cl
     """Root in the container has put something in place of /dev/ptmx: it is not asked."""
     another("rm /dev/ptmx; mkfifo /dev/ptmx; echo up; sleep 1000")
     until(lambda: "up" in cli("logs", "c").stdout, "it does not begin")
-    shown = Terminal(store_root, "-it", "c", "sh", "-c", "tty", command="exec")
+    shown = terminal_of(store_root, "-it", "c", "sh", "-c", "tty", command="exec")
     try:
         shown.expect("/dev/pts/0\r\n")
     finally:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import pty
 import re
-import select
 import signal
 import socket
 import stat
-import struct
 import subprocess
 import sys
 import termios
@@ -31,6 +27,7 @@ from tests.conftest import PROJECT, Cli, require
 from tests.runner.rig import Run, containers, error, line, out, started, status
 from tests.support.images import Dir, Entry, File
 from tests.support.processes import PATIENCE, Watched, children, descendants, first_of_a_namespace, until
+from tests.support.terminals import Terminal
 from tests.support.tree import difference, snapshot
 
 pytestmark = pytest.mark.needs_root
@@ -575,51 +572,9 @@ def test_signals_the_command_starts_with(run: Run) -> None:
 # Terminals.
 
 
-class Terminal:
-    """`pullpipe run -t`, or another command, behind a terminal that the test holds the other end of."""
-
-    def __init__(self, root: Path, *arguments: str, size: tuple[int, int] = (33, 77), command: str = "run") -> None:
-        self.master, slave = pty.openpty()
-        self.resize(*size)
-        self.before = termios.tcgetattr(slave)
-        self._slave = slave
-        self.seen = ""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "pullpipe", "--root", str(root), command, *arguments],
-            cwd=PROJECT,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )
-
-    def resize(self, rows: int, columns: int) -> None:
-        """As a window manager does; the kernel sends SIGWINCH."""
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def type(self, keys: str) -> None:
-        os.write(self.master, keys.encode())
-
-    def expect(self, pattern: str) -> re.Match[str]:
-        """Reads until the pattern has appeared; what stands up to its end is used up."""
-        deadline = time.monotonic() + PATIENCE
-        while not (match := re.search(pattern, self.seen)):
-            ready = select.select([self.master], [], [], max(0, deadline - time.monotonic()))[0]
-            assert ready, f"no {pattern!r} in {self.seen!r}"
-            self.seen += os.read(self.master, 4096).decode()
-        self.seen = self.seen[match.end() :]
-        return match
-
-    def modes(self) -> list[object]:
-        return termios.tcgetattr(self._slave)
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        os.close(self.master)
-        os.close(self._slave)
+def terminal_of(root: Path, *arguments: str, command: str = "run") -> Terminal:
+    """`pullpipe COMMAND` behind one."""
+    return Terminal([sys.executable, "-m", "pullpipe", "--root", str(root), command, *arguments])
 
 
 @pytest.fixture
@@ -628,7 +583,7 @@ def terminal(shell_root: Path) -> Iterator[Callable[..., Terminal]]:
     open_ones: list[Terminal] = []
 
     def start(*arguments: str, options: tuple[str, ...] = ("-it",)) -> Terminal:
-        open_ones.append(Terminal(shell_root, "--rm", *options, "test", *arguments))
+        open_ones.append(terminal_of(shell_root, "--rm", *options, "test", *arguments))
         return open_ones[-1]
 
     yield start
@@ -746,7 +701,7 @@ def test_no_terminal_to_give(run: Run) -> None:
 def test_control_c_without_a_terminal_of_its_own(shell_root: Path) -> None:
     """Without -t, Ctrl-C comes to the runner alone (the container has a session of its own), and is passed on once."""
     script = "n=0; trap 'n=$((n+1))' INT; echo up; read x; sleep 0.1; echo $n"
-    shown = Terminal(shell_root, "--rm", "-i", "test", "sh", "-c", script)
+    shown = terminal_of(shell_root, "--rm", "-i", "test", "sh", "-c", script)
     try:
         shown.expect("up")
         shown.type("\x03")

@@ -485,6 +485,7 @@ def test_init_is_the_first_process(run: Run) -> None:
     assert (pid, shown.split(), name.split()) == ("2", ["init"], ["Name:", "init"])
     assert rights[0] == rights[1]
     assert "CapEff: 00000000a80" in rights[0]
+    assert out(run("cat", "/proc/1/cmdline", options=("--init",))).strip("\0") == "init"  # from the first moment on
 
 
 @pytest.mark.parametrize("user", ["0", "65534"])
