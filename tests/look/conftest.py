@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pullpipe.cli import main
 from tests.conftest import PROJECT
 from tests.support.images import Dir, File, Hardlink, Image, Layer, Opaque, Symlink, Whiteout, write_layout
 
@@ -84,3 +87,42 @@ def other() -> str:
 def load(store_root: Path, tmp_path: Path) -> Load:
     """A function that has an image of these layers in the store, by this name."""
     return lambda name, *layers: load_into(store_root, tmp_path / name, name, Image(layers))
+
+
+class See:
+    """`pullpipe` in this process: for commands that only look, and of which many are wanted."""
+
+    def __init__(self, root: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+        self._root = root
+        self._captured = capfdbinary
+
+    def __call__(self, *words: str) -> str:
+        """What it prints."""
+        return self.raw(*words).decode()
+
+    def raw(self, *words: str) -> bytes:
+        """The same, of a command that prints what is no text."""
+        code, out, err = self._run(*words)
+        assert (code, err) == (0, b""), err
+        return out
+
+    def json(self, *words: str) -> Any:
+        """What it prints with --format json."""
+        return json.loads(self(*words, "--format", "json"))
+
+    def failing(self, *words: str) -> str:
+        """The one line that it fails with."""
+        code, out, err = self._run(*words)
+        assert (code, out, err.count(b"\n")) == (1, b"", 1)
+        assert err.startswith(b"pullpipe: error: ")
+        return err.decode()
+
+    def _run(self, *words: str) -> tuple[int, bytes, bytes]:
+        self._captured.readouterr()
+        code = main(["--root", str(self._root), *words])
+        return code, *self._captured.readouterr()
+
+
+@pytest.fixture
+def see(store_root: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> See:
+    return See(store_root, capfdbinary)

@@ -27,6 +27,7 @@ from pullpipe.progress import Progress
 from pullpipe.transports.files import Directory
 from pullpipe.transports.layout import LayoutSource
 from store import Store
+from tests.look.seen import views
 from tests.pipe.oracle import Unresolved, flattened
 from tests.support.images import (
     Device,
@@ -97,7 +98,9 @@ LAYERS = st.lists(st.lists(ENTRIES, min_size=0, max_size=7), min_size=1, max_siz
 @example([[File("a"), Dir("b"), Hardlink("b", "a/a"), Whiteout("a"), Dir("b")]])
 @example([[Dir("a/b", mtime_ns=5), Dir("c/b", mtime_ns=7), Symlink("a", "c")]])
 def test_stack(layers: Sequence[Sequence[Entry]]) -> None:
-    """The mounted stack, and the layers flattened into one directory, are what the oracle says, in every attribute."""
+    """The mounted stack, the layers flattened into one directory, and what is seen in the store without a mount, of all
+    layers and of the lower ones, are what the oracle says, in every attribute.
+    """
     try:
         expected = flattened(layers)
     except Unresolved:
@@ -112,8 +115,11 @@ def test_stack(layers: Sequence[Sequence[Entry]]) -> None:
                 pulled(layers)
             return
         assert expected is not None
-        mounted, flat = pulled(layers)
+        mounted, flat, seen = pulled(layers)
     lines = difference(expected, mounted)
+    for count, view in enumerate(seen, 1):
+        below = flattened(layers[:count])
+        lines += [f"{count} layers looked at: {line}" for line in difference(below, view)] if below else []
     # In one directory a file keeps all its names, also where writing in a stack would part them.
     lines += ["flat: " + line for line in difference(_without_links(expected), _without_links(flat))]
     for line in lines:
@@ -131,7 +137,7 @@ class _Pulled:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def __call__(self, layers: Sequence[Sequence[Entry]]) -> tuple[Snapshot, Snapshot]:
+    def __call__(self, layers: Sequence[Sequence[Entry]]) -> tuple[Snapshot, Snapshot, list[Snapshot]]:
         layout, target, flat = (self._directory / name for name in ("layout", "mounted", "flat"))
         image = Image([Layer(entries, compression=None) for entries in layers])
         digest = write_layout(layout, {"t": image})["t"]["digest"]
@@ -152,7 +158,7 @@ class _Pulled:
         target.mkdir()
         stack.mount_read_only(stack.build(store, container), str(target))
         try:
-            return snapshot(target), snapshot(flat)
+            return snapshot(target), snapshot(flat), views(store, loaded)
         finally:
             linux.umount(str(target))
 

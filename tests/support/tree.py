@@ -91,10 +91,17 @@ def _record(
     status: os.stat_result,
     place: str,
 ) -> None:
+    nodes[path] = node_at(status, place, root=path == b".")
+    if not stat.S_ISDIR(status.st_mode):
+        names[status.st_dev, status.st_ino].append(path)
+
+
+def node_at(status: os.stat_result, place: str, *, root: bool = False) -> Node:
+    """What is at the path `place`, its links apart; `root` if that is a link to it."""
     kind = stat.S_IFMT(status.st_mode)
     regular, link = kind == stat.S_IFREG, kind == stat.S_IFLNK
     is_device = kind in (stat.S_IFCHR, stat.S_IFBLK)
-    nodes[path] = Node(
+    return Node(
         type=_TYPES[kind],
         mode=stat.S_IMODE(status.st_mode),
         uid=status.st_uid,
@@ -105,10 +112,8 @@ def _record(
         target=os.readlink(os.fsencode(place)) if link else None,
         device=(os.major(status.st_rdev), os.minor(status.st_rdev)) if is_device else None,
         # The root's own place is a link to it, which has to be followed.
-        xattrs=_xattrs(place, follow=path == b"."),
+        xattrs=_xattrs(place, follow=root),
     )
-    if kind != stat.S_IFDIR:
-        names[status.st_dev, status.st_ino].append(path)
 
 
 def _xattrs(place: str, *, follow: bool) -> tuple[tuple[str, bytes], ...]:

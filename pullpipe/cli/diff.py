@@ -1,0 +1,64 @@
+"""`pullpipe diff REF1 REF2`, `pullpipe diff REF#LAYER`"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from pullpipe.cli.common import open_store, print_json, printable
+from pullpipe.cli.entries import as_json
+from pullpipe.errors import BadArgument
+from pullpipe.look import changes
+from pullpipe.look.changes import Change
+from pullpipe.look.chosen import Chosen
+from pullpipe.look.view import View
+from store import Store
+
+HELP = "tell what differs between two images, or what one layer changes in those below it"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("first", metavar="REF|REF#LAYER", help="an image to start from; or one layer, 1 is the lowest")
+    parser.add_argument("second", metavar="REF", nargs="?", help="the image to compare it with")
+    parser.epilog = "A is added, C changed, with what of it, D deleted, with all that was in it."
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """--format json has: kind (A, C or D), path, what (a list of type, content, target, device, mode, owner, time,
+    attributes), before and after, which are null or as in `ls`.
+    """
+    store = open_store(arguments, as_root=True)
+    found = _changes(store, arguments)
+    if arguments.format == "json":
+        print_json(
+            [
+                {
+                    "kind": change.kind,
+                    "path": change.path,
+                    "what": change.what,
+                    "before": change.before and as_json(change.before),
+                    "after": change.after and as_json(change.after),
+                }
+                for change in found
+            ]
+        )
+        return 0
+    for change in found:
+        entry = change.after or change.before
+        slash = "/" if entry and entry.is_directory and entry.path else ""
+        what = f"  ({', '.join(change.what)})" if change.what else ""
+        print(f"{change.kind} {printable(change.path)}{slash}{what}")
+    return 0
+
+
+def _changes(store: Store, arguments: argparse.Namespace) -> Iterator[Change]:
+    first = Chosen.parse(arguments.first)
+    if arguments.second is None:
+        if first.layer is None:
+            raise BadArgument(
+                f"compare {arguments.first} with what? Name another image, or one of its layers: {arguments.first}#1"
+            )
+        return changes.of_layer(store, first.find(store), first.layer)
+    images = [Chosen(Chosen.image(text)).find(store) for text in (arguments.first, arguments.second)]
+    return changes.changes(*(View.of(store, image) for image in images))
