@@ -39,6 +39,7 @@ COMMANDS = (
     "ls",
     "cat",
     "diff",
+    "tree",
     "ps",
     "exec",
     "logs",

@@ -4,4 +4,5 @@ chosen      REF#N: an image, or one layer of it
 layers      what is known of an image's layers and of how it was made
 view        the tree that layers come to, or what one has alone
 changes     how two such trees differ
+family      which images are built on which
 """
