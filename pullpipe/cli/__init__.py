@@ -145,7 +145,7 @@ def module_of(command: str) -> ModuleType:
 def add_global_options(parser: argparse.ArgumentParser, *, top: bool) -> None:
     """Before the command or behind it; what stands behind wins."""
     unset = None if top else argparse.SUPPRESS
-    parser.add_argument("--root", metavar="DIR", default=unset, help=f"the store (PULLPIPE_ROOT; default {_root()})")
+    parser.add_argument("--root", metavar="DIR", default=unset, help=f"the store (PULLPIPE_ROOT; {default_root()})")
     parser.add_argument(
         "--log-level", choices=("error", "debug"), default=unset or "error", help="debug shows tracebacks"
     )
@@ -154,10 +154,10 @@ def add_global_options(parser: argparse.ArgumentParser, *, top: bool) -> None:
 
 
 def _globals(known: argparse.Namespace) -> dict[str, str]:
-    return {"root": known.root or _root(), "log_level": known.log_level}
+    return {"root": known.root or default_root(), "log_level": known.log_level}
 
 
-def _root() -> str:
+def default_root() -> str:
     """Where the store is unless the user says otherwise."""
     if root := os.environ.get("PULLPIPE_ROOT"):
         return root

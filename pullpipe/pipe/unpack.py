@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from pullpipe import modules
 from pullpipe.errors import KernelRefused, WorkerDied
 from pullpipe.pipe.worker import LAYER_ERRORS, Job, Result
 
@@ -35,7 +36,7 @@ class Worker:
                 [sys.executable, "-P", "-m", "pullpipe.pipe.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=modules.environment(),
                 process_group=0,  # what a terminal sends its group is for the owner to decide
             )
 

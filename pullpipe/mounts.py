@@ -1,0 +1,63 @@
+"""Images that are shown at directories of the machine, as `mount` does; each is a container without a command."""
+
+from __future__ import annotations
+
+import os
+
+from pullpipe import linux, local, stack
+from pullpipe.errors import BadArgument
+from pullpipe.reference import Reference
+from store import Store
+
+
+def mount(store: Store, reference: Reference, directory: str, *, writable: bool = False) -> str:
+    """Shows the image's stacked layers at the directory, whose real path is returned.
+
+    Raises `NotFound`, `BadArgument`, `KernelRefused`, `StoreError`, `OSError`.
+    """
+    target = os.path.realpath(directory)
+    if not os.path.isdir(target):
+        raise BadArgument(f"{directory} is not a directory; make it first")
+    if os.path.ismount(target):
+        raise BadArgument(f"something is mounted at {target} already; `pullpipe umount {target}` if it is ours")
+    with store.shared():
+        image = local.find(store, reference)
+        container, lock = store.containers.create(
+            image=image.record.reference,
+            manifest=image.record.manifest,
+            stack=image.chain_id,
+            target=target,
+        )
+        try:
+            stacked = stack.build(store, container)
+            if writable:
+                stack.mount(stacked, target)
+            else:
+                stack.mount_read_only(stacked, target)
+        except BaseException:
+            store.containers.remove(container, lock)
+            raise
+        finally:
+            lock.release()
+    return target
+
+
+def umount(store: Store, directory: str) -> str:
+    """Ends that. What was written into a writable mount stays, as a container.
+
+    Raises `BadArgument`, `KernelRefused`.
+    """
+    target = os.path.realpath(directory)
+    mounted = [
+        container for container in store.containers if container.target == target and stack.is_mounted(container)
+    ]
+    if not mounted:
+        raise BadArgument(f"no mount of this store is at {target}; `pullpipe ps` lists them")
+    container = mounted[-1]
+    linux.umount(target, linux.UMOUNT_NOFOLLOW)
+    if os.listdir(os.path.join(store.containers.path(container), "upper")):
+        store.containers.update(container._replace(target="", exit_code=0))
+    else:
+        store.containers.remove(container)
+        local.collect(store)
+    return target
