@@ -1,4 +1,4 @@
-"""`pullpipe diff REF1 REF2`, `pullpipe diff REF#LAYER`"""
+"""`pullpipe diff CONTAINER`, `pullpipe diff REF1 REF2`, `pullpipe diff REF#LAYER`"""
 
 from __future__ import annotations
 
@@ -12,23 +12,29 @@ from pullpipe.look import changes
 from pullpipe.look.changes import Change
 from pullpipe.look.chosen import Chosen
 from pullpipe.look.view import View
-from store import Store
+from store import NotInStore, Store
 
-HELP = "tell what differs between two images, or what one layer changes in those below it"
+HELP = "tell what a container has changed, or one layer in those below it, or what differs between two images"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("table", "json"), default="table")
-    parser.add_argument("first", metavar="REF|REF#LAYER", help="an image to start from; or one layer, 1 is the lowest")
+    parser.add_argument(
+        "first",
+        metavar="CONTAINER|REF|REF#LAYER",
+        help="a container; or an image to start from; or one layer, 1 is the lowest",
+    )
     parser.add_argument("second", metavar="REF", nargs="?", help="the image to compare it with")
     parser.epilog = "A is added, C changed, with what of it, D deleted, with all that was in it."
 
 
 def run(arguments: argparse.Namespace) -> int:
     """--format json has: kind (A, C or D), path, what (a list of type, content, target, device, mode, owner, time,
-    attributes), before and after, which are null or as in `ls`.
+    attributes), before and after, which are null or as in `ls`. Of a container only kind and path are told.
     """
     store = open_store(arguments, as_root=True)
+    if arguments.second is None and "#" not in arguments.first:
+        return _of_container(store, arguments)
     found = _changes(store, arguments)
     if arguments.format == "json":
         print_json(
@@ -52,13 +58,28 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _of_container(store: Store, arguments: argparse.Namespace) -> int:
+    try:
+        wanted = store.containers.find(arguments.first)
+    except NotInStore as no_container:
+        raise BadArgument(
+            f"{no_container}; and to compare an image, name another one, or one of its layers: {arguments.first}#1"
+        ) from no_container
+    from pullpipe.look import container
+
+    found = container.changes(store, wanted)
+    if arguments.format == "json":
+        print_json([{"kind": kind, "path": path, "what": [], "before": None, "after": None} for kind, path in found])
+    else:
+        for kind, path in found:
+            print(kind, printable(path))
+    return 0
+
+
 def _changes(store: Store, arguments: argparse.Namespace) -> Iterator[Change]:
     first = Chosen.parse(arguments.first)
     if arguments.second is None:
-        if first.layer is None:
-            raise BadArgument(
-                f"compare {arguments.first} with what? Name another image, or one of its layers: {arguments.first}#1"
-            )
+        assert first.layer is not None
         return changes.of_layer(store, first.find(store), first.layer)
     images = [Chosen(Chosen.image(text)).find(store) for text in (arguments.first, arguments.second)]
     return changes.changes(*(View.of(store, image) for image in images))
