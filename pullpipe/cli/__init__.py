@@ -43,6 +43,7 @@ COMMANDS = (
     "ps",
     "exec",
     "logs",
+    "cp",
     "stop",
     "kill",
     "wait",

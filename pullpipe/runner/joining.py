@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from pullpipe import linux
@@ -106,12 +106,21 @@ def _enter(pid: int, first: First) -> None:
         from pullpipe.runner import cgroups
 
         cgroups.join(first.state.cgroups, 0)
+    _go(pid, first, _KINDS)
+
+
+def enter_tree(first: First) -> None:
+    """Has this process see the container's files, and no more of it: its root is the container's."""
+    _go(_someone_inside(first), first, ("user", "mnt"))
+
+
+def _go(pid: int, first: First, kinds: Iterable[str]) -> None:
     flags = 0
     try:
         target = os.pidfd_open(pid)
-        for kind, flag in _KINDS.items():
+        for kind in kinds:
             if not os.path.samefile(f"/proc/{pid}/ns/{kind}", f"/proc/self/ns/{kind}"):
-                flags |= flag
+                flags |= _KINDS[kind]
         root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except (ProcessLookupError, FileNotFoundError) as error:
         raise NotRunning("the container's command has just ended") from error
@@ -128,6 +137,8 @@ def _enter(pid: int, first: First) -> None:
         os.fchdir(root)
         os.chroot(".")
     os.chdir("/")
+    os.close(root)
+    os.close(target)
 
 
 def _arrive(first: First) -> int:

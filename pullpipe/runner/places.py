@@ -42,9 +42,9 @@ def mount(tree: int, target: str, *, forbidden: int) -> None:
         os.close(tree)
 
 
-def find(path: str, *, directory: bool) -> int:
+def find(path: str, *, directory: bool, make: bool = True) -> int:
     """An `O_PATH` descriptor of where the path leads in our root; what is missing is made, its end a directory or a
-    file. Raises `OSError`.
+    file, if it is to be. Raises `OSError`.
     """
     names = path.split("/")[::-1]  # those still to be walked, the next one last
     entered = [os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
@@ -56,7 +56,7 @@ def find(path: str, *, directory: bool) -> int:
                 if len(entered) > 1:
                     os.close(entered.pop())
             elif name not in ("", "."):
-                found = _enter(name, entered[-1], directory=directory or any(names))
+                found = _enter(name, entered[-1], directory=directory or any(names), make=make)
                 if not stat.S_ISLNK(os.fstat(found).st_mode):
                     entered.append(found)
                     continue
@@ -75,11 +75,13 @@ def find(path: str, *, directory: bool) -> int:
             os.close(descriptor)
 
 
-def _enter(name: str, parent: int, *, directory: bool) -> int:
+def _enter(name: str, parent: int, *, directory: bool, make: bool) -> int:
     """What has the name there, a symlink itself if it is one; made if there is nothing."""
     try:
         return os.open(name, _ENTER, dir_fd=parent)
     except FileNotFoundError:
+        if not make:
+            raise
         if directory:
             os.mkdir(name, 0o755, dir_fd=parent)
         else:

@@ -85,7 +85,16 @@ def enter(plan: Plan) -> int:
     given = _give(plan)
     # Devices that an image brings along do not work; the usual ones are made below, on a mount of their own.
     stack.mount(plan.stack, plan.rootfs, flags=linux.MS_NODEV)
-    os.chdir(plan.rootfs)
+    change_root(plan.rootfs, in_chroot=in_chroot)
+    os.umask(0o022)
+    _build(plan.walls, given)
+    # The kernel pivots no chroot, and a root that may chroot can leave one.
+    return capabilities.SYS_CHROOT if in_chroot else 0
+
+
+def change_root(rootfs: str, *, in_chroot: bool) -> None:
+    """Makes a mounted directory the root of this process, which has a mount namespace of its own."""
+    os.chdir(rootfs)
     linux.import_nothing_more()
     if in_chroot:
         os.chroot(".")
@@ -93,10 +102,6 @@ def enter(plan: Plan) -> int:
         linux.pivot_root(".", ".")  # the old root now lies over the new one, where "." still finds it
         linux.umount(".", linux.MNT_DETACH)
     os.chdir("/")
-    os.umask(0o022)
-    _build(plan.walls, given)
-    # The kernel pivots no chroot, and a root that may chroot can leave one.
-    return capabilities.SYS_CHROOT if in_chroot else 0
 
 
 def _unshare(walls: Walls) -> None:
