@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # What the tests use of Debian: a real registry, real peers, what builds images. COMMAND:PACKAGE.
-TOOLS := docker-registry:docker-registry skopeo:skopeo umoci:umoci podman:podman buildah:buildah ldd:libc-bin \
+TOOLS := docker-registry:docker-registry skopeo:skopeo umoci:umoci podman:podman buildah:buildah runc:runc crun:crun ldd:libc-bin \
     bsdtar:libarchive-tools busybox:busybox-static pax:pax zstd:zstd pigz:pigz igzip:isal bgzip:tabix openssl:openssl \
     strace:strace setpriv:util-linux unshare:util-linux newuidmap:uidmap fuse-overlayfs:fuse-overlayfs ip:iproute2 \
     pasta:passt slirp4netns:slirp4netns groff:groff-base losetup:mount mkfs.ext4:e2fsprogs \

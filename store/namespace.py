@@ -27,9 +27,14 @@ def user() -> int:
 
 def has(kind: str, number: int) -> bool:
     """Whether there is such an id in our user namespace; `kind` is "user" or "group"."""
+    return any(first <= number < first + count for first, count in _ids(kind))
+
+
+@cache
+def _ids(kind: str) -> list[tuple[int, int]]:
+    """(first, how many)"""
     with open(f"/proc/self/{kind[0]}id_map", encoding="ascii") as file:
-        ranges = [tuple(map(int, line.split())) for line in file]
-    return any(first <= number < first + count for first, _, count in ranges)
+        return [(int(first), int(count)) for first, _, count in map(str.split, file)]
 
 
 def entered(uid: int) -> None:
@@ -37,3 +42,4 @@ def entered(uid: int) -> None:
     global _user
     _user = uid
     in_user_namespace.cache_clear()
+    _ids.cache_clear()

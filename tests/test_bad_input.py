@@ -863,7 +863,7 @@ class TestRun:
 
     def test_nothing_to_run(self, cli: Cli, shell: str) -> None:
         image = shell.replace(":1", ":silent")
-        one_line(cli("run", "--rm", "-q", image), 125, "names no command", "pullpipe run")
+        one_line(cli("run", "--rm", "-q", image), 125, "names no command", "say which")
         assert cli("ps", "-q").stdout == ""
 
     def test_proc_that_leads_elsewhere(self, cli: Cli, shell: str) -> None:

@@ -58,6 +58,7 @@ COMMANDS = (
     "mount",
     "umount",
     "unpack",
+    "bundle",
     "unshare",
     "verify",
     "repair",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from pullpipe import local
@@ -10,6 +11,7 @@ from pullpipe.cli.common import add_pull_options, open_store, variables
 from pullpipe.cli.limits import add_limit_options, limits_of
 from pullpipe.cli.provide import provide
 from pullpipe.cli.walls import add_wall_options, walls_of
+from pullpipe.errors import BadArgument
 from pullpipe.reference import Reference
 from pullpipe.runner import container
 from pullpipe.runner.command import Overrides
@@ -45,6 +47,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--group-add", action="append", default=[], metavar="GROUP", help="be a member of this one, too; name or number"
     )
+    parser.add_argument(
+        "--runtime", default="", metavar="PROGRAM", help="have runc, crun or their like build and run it"
+    )
     add_wall_options(parser)
     add_limit_options(parser)
     add_pull_options(parser, policy="missing")
@@ -79,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         stop_timeout=arguments.stop_timeout,
         walls=walls,
         limits=limits,
+        runtime=_program(arguments.runtime),
     )
     if arguments.detach:
         from pullpipe.runner import monitor
@@ -93,3 +99,15 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return ended.exit_code
+
+
+def _program(name: str) -> str:
+    """Where a runtime is."""
+    if not name:
+        return ""
+    import shutil
+
+    found = shutil.which(name)
+    if found is None:
+        raise BadArgument(f"there is no program {name!r} for --runtime here; install it, or give its path")
+    return os.path.abspath(found)

@@ -46,8 +46,17 @@ def plan(limits: Limits) -> list[Group]:
 
     Raises `RunError` for what this machine cannot limit.
     """
-    mounts, groups = _read("/proc/self", "mountinfo"), _read("/proc/self", "cgroup")
-    return planned(limits, hierarchies(mounts, groups))
+    return planned(limits, _of_this_machine())
+
+
+def places(name: str) -> list[str]:
+    """Where a runtime makes groups of this name: below ours, beside it, or at the top."""
+    found = {place for one in _of_this_machine() for place in (one.here, os.path.dirname(one.here), one.top)}
+    return [os.path.join(place, name) for place in sorted(found)]
+
+
+def _of_this_machine() -> list[Hierarchy]:
+    return hierarchies(_read("/proc/self", "mountinfo"), _read("/proc/self", "cgroup"))
 
 
 def hierarchies(mounts: str, groups: str) -> list[Hierarchy]:

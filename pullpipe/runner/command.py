@@ -61,7 +61,7 @@ def plan(config: ImageConfig, overrides: Overrides, ambient: Mapping[str, str], 
     else:
         argv = (*filter(None, (overrides.entrypoint,)), *overrides.arguments)
     if not argv:
-        raise RunError("the image names no command; say which: pullpipe run IMAGE COMMAND")
+        raise RunError("the image names no command; say which at the end of the line")
     env = {"PATH": DEFAULT_PATH} | ({"TERM": "xterm"} if terminal else {})
     env |= dict(variable.split("=", 1) for variable in config.env if "=" in variable[1:])
     env = with_variables(env, overrides.env, ambient)

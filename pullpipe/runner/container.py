@@ -49,6 +49,7 @@ class Options(NamedTuple):
     stop_timeout: int = STOP_TIMEOUT  # seconds; -1: for ever
     walls: Walls = Walls()
     limits: Limits | None = None
+    runtime: str = ""  # the path of an OCI runtime that is to build and run it
 
 
 class Ended(NamedTuple):
@@ -62,6 +63,7 @@ class Planned(NamedTuple):
     """A new container, whose lock we hold, and what is to become of it."""
 
     store: Store
+    image: LocalImage
     container: Container
     lock: Lock
     command: Command
@@ -89,7 +91,11 @@ def create(store: Store, image: LocalImage, options: Options) -> Planned:
     rights = options.walls.rights
     program = seccomp.program(options.walls.seccomp, rights.capabilities, os.path.join(store.root, "cache"))
     options = options._replace(walls=options.walls._replace(rights=rights._replace(filter=program)))
-    groups = _plan_limits(options.limits)
+    if options.runtime:
+        from pullpipe.runner import handover
+
+        handover.check(options)
+    groups = () if options.runtime else _plan_limits(options.limits)
     with store.shared():  # until the record stands, nothing else keeps the layers
         if image.chain_id not in store.stacks:
             raise NotFound(f"{image.record.reference} is not in the store any more: somebody has just removed it")
@@ -101,7 +107,7 @@ def create(store: Store, image: LocalImage, options: Options) -> Planned:
             name=options.name,
             settings=settings.to_json(),
         )
-    return Planned(store, container, lock, planned, options, groups)
+    return Planned(store, image, container, lock, planned, options, groups)
 
 
 def _plan_limits(limits: Limits | None) -> Sequence[Group]:
@@ -161,7 +167,7 @@ def live(planned: Planned, streams: Streams, life: Life | None = None) -> Ended:
     try:
         state.write(store, container, begun.state)
         with _connected(planned) as connected:
-            ended = _start(connected, streams, begun)
+            ended = (_hand_over if connected.options.runtime else _start)(connected, streams, begun)
     except RunError as error:
         ended = Ended(error.exit_code)
         raise
@@ -200,7 +206,17 @@ class _Begun(Life):
             from pullpipe.runner import cgroups
 
             limited = tuple(cgroups.directory(group, planned.container.id) for group in planned.groups)
-        self.state = State(cgroups=limited, rights=walls.rights, init=walls.init, host_pids=walls.host_pids)
+        if planned.options.runtime:
+            from pullpipe.runner import handover
+
+            limited = handover.groups(planned.container)
+        self.state = State(
+            cgroups=limited,
+            rights=walls.rights,
+            init=walls.init,
+            host_pids=walls.host_pids,
+            runtime=os.path.basename(planned.options.runtime),
+        )
         self.pid = 0
         self._planned, self._life = planned, life
 
@@ -253,3 +269,19 @@ def _start(planned: Planned, streams: Streams, begun: _Begun) -> Ended:
     streams.forked()
     exit_code = process.oversee(begun.pid, ours, streams, begun)
     return Ended(exit_code, bool(limited) and cgroups.out_of_memory(limited))
+
+
+def _hand_over(planned: Planned, streams: Streams, begun: _Begun) -> Ended:
+    from pullpipe.runner import handover
+
+    ours, theirs = process.open_channel()
+    begun.pid = linux.fork_first()
+    if begun.pid == 0:
+        ours.close()
+        handover.become(planned, streams, theirs)
+    theirs.close()
+    streams.forked()
+    exit_code = process.oversee(begun.pid, ours, streams, begun)
+    if failed := handover.failure(planned, exit_code):
+        raise failed
+    return Ended(exit_code)

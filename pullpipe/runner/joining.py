@@ -56,6 +56,8 @@ def execute(store: Store, container: Container, asked: Asked, ambient: Mapping[s
     planned = _planned(container, Settings.of(container), asked, ambient)
     process.close_all_but()  # what we were given is not for the container
     with ending.first_of(store, container) as first:
+        if first.state.runtime:  # in whose namespaces the first process is
+            raise RunError(f"container {container.name} was handed over to {first.state.runtime}; it takes no others")
         if asked.detached and first.state.host_pids:
             raise RunError("with --pid host nothing would end what -d starts; leave -d away")
         return _join(planned, streams, first, tied=not asked.detached)

@@ -179,7 +179,7 @@ def become(planned: Command, streams: Streams, channel: socket.socket, entrance:
             from pullpipe.runner import terminal
         if entrance.init:
             from pullpipe.runner import init
-        _take(streams.given)
+        take(streams.given)
         close_all_but(channel.fileno())  # none of the host's may be open in the container (CVE-2024-21626)
         withheld = entrance.enter()
         if streams.terminal:
@@ -206,14 +206,14 @@ def become(planned: Command, streams: Streams, channel: socket.socket, entrance:
             init.stay_behind(terminal=streams.terminal)
         command.execute(planned._replace(env={"HOME": identity.home, **planned.env}))
     except (PullpipeError, StoreError, OSError) as error:
-        _report(channel, error)
+        report(channel, error)
     except BaseException as error:
-        _report(channel, RunError(f"a bug of pullpipe's: {type(error).__name__}: {error}"))
+        report(channel, RunError(f"a bug of pullpipe's: {type(error).__name__}: {error}"))
     finally:
         os._exit(125)
 
 
-def _take(given: tuple[int, int, int]) -> None:
+def take(given: tuple[int, int, int]) -> None:
     """Has descriptors be 0, 1 and 2; none of them stands at another's place."""
     for stream, descriptor in enumerate(given):
         if descriptor == NULL:
@@ -229,7 +229,8 @@ def _check_runner(channel: socket.socket) -> None:
             os._exit(125)
 
 
-def _report(channel: socket.socket, error: Exception) -> None:
+def report(channel: socket.socket, error: Exception) -> None:
+    """Tells `oversee` what keeps this process from becoming the command."""
     with contextlib.suppress(OSError):
         channel.sendall(described(error))
 

@@ -273,6 +273,12 @@ def _blank() -> int:
     return linux.make_mount("tmpfs", {"size": "0"}, _GUARDED | linux.ATTR_RDONLY)
 
 
+def masked_paths() -> list[str]:
+    """All that is hidden, for whoever builds walls of their own."""
+    processors = [f"{_PROCESSORS}/cpu{number}/{_MASKED_PROCESSOR}" for number in range(os.cpu_count() or 1)]
+    return [f"/proc/{path}" for path in _MASKED_PROC] + [f"/sys/{path}" for path in (*_MASKED_SYS, *processors)]
+
+
 def _processors(sys: int) -> list[str]:
     """Where it stands how often each processor was too hot: what the host does can be read from it."""
     if (place := _below(sys, _PROCESSORS)) is None:

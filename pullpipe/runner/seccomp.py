@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from pullpipe.errors import BadConfiguration, KernelRefused
 from store import durable
@@ -27,11 +29,7 @@ def program(profile: str, capabilities: int, kept: str) -> bytes:
     """
     if profile == "unconfined":
         return b""
-    try:
-        with open(_BUILTIN if profile == "builtin" else profile, "rb") as file:
-            text = file.read(_PROFILE_LIMIT + 1)
-    except OSError as error:
-        raise BadConfiguration(f"the seccomp profile {profile} cannot be read: {error.strerror}") from error
+    text = _text(profile)
     library, version = _library()
     key = (_FORMAT, version, os.uname().release, os.uname().machine, capabilities)
     path = os.path.join(kept, "seccomp-" + hashlib.sha256(repr(key).encode() + text).hexdigest())
@@ -39,14 +37,40 @@ def program(profile: str, capabilities: int, kept: str) -> bytes:
         return found
     from pullpipe.runner import seccomp_compiler
 
-    try:
-        if len(text) > _PROFILE_LIMIT:
-            raise ValueError("it is larger than 1 MiB")
+    with _refusing(profile):
         compiled = seccomp_compiler.compiled(text, capabilities, library)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BadConfiguration(f"the seccomp profile {profile} is none that Docker would take: {error}") from error
     _keep(path, compiled)
     return compiled
+
+
+def section(profile: str, capabilities: int) -> dict[str, Any] | None:
+    """The profile as the runtime specification has it, for a container whose root has these capabilities; None for
+    `unconfined`. Raises as `program`."""
+    if profile == "unconfined":
+        return None
+    from pullpipe.runner import seccomp_compiler
+
+    with _refusing(profile):
+        return seccomp_compiler.resolved(_text(profile), capabilities, _library()[0])
+
+
+def _text(profile: str) -> bytes:
+    try:
+        with open(_BUILTIN if profile == "builtin" else profile, "rb") as file:
+            text = file.read(_PROFILE_LIMIT + 1)
+    except OSError as error:
+        raise BadConfiguration(f"the seccomp profile {profile} cannot be read: {error.strerror}") from error
+    if len(text) > _PROFILE_LIMIT:
+        raise BadConfiguration(f"the seccomp profile {profile} is none that Docker would take: it is larger than 1 MiB")
+    return text
+
+
+@contextmanager
+def _refusing(profile: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadConfiguration(f"the seccomp profile {profile} is none that Docker would take: {error}") from error
 
 
 def _read(path: str) -> bytes | None:

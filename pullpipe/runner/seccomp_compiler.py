@@ -82,6 +82,27 @@ def compiled(text: bytes, capabilities: int, functions: ctypes.CDLL) -> bytes:
     return (_unknown_calls(library, architectures, names) if default in _REFUSING else b"") + exported
 
 
+def resolved(text: bytes, capabilities: int, functions: ctypes.CDLL) -> dict[str, Any]:
+    """The profile for such a container on this machine, without conditions, as the runtime specification has it.
+
+    Raises as `compiled`, which tries it.
+    """
+    compiled(text, capabilities, functions)
+    profile = json.loads(text)
+    library = _Library(functions)
+    entries = [entry for entry in profile.get("syscalls") or () if _applies(library, entry, names_of(capabilities))]
+    names = {library.architecture(name): name for name in _architecture_names(library, profile)}
+    return {
+        "defaultAction": profile["defaultAction"],
+        "defaultErrnoRet": int(profile.get("defaultErrnoRet", errno.EPERM)),
+        "architectures": list(names.values()),
+        "syscalls": [
+            {"names": _names(entry), **{key: entry[key] for key in ("action", "errnoRet", "args") if entry.get(key)}}
+            for entry in entries
+        ],
+    }
+
+
 def _action(name: str, number: int) -> int:
     if name not in _ACTIONS:
         raise ValueError(f"there is no action {name!r}")
@@ -94,8 +115,7 @@ def _names(entry: dict[str, Any]) -> list[str]:
 
 def _rules(library: _Library, entry: dict[str, Any], capabilities: list[str]) -> list[_Rule]:
     """What an entry comes to here and for these capabilities."""
-    includes, excludes = entry.get("includes") or {}, entry.get("excludes") or {}
-    if not all(_conditions(library, includes, capabilities)) or any(_conditions(library, excludes, capabilities)):
+    if not _applies(library, entry, capabilities):
         return []
     number = entry.get("errnoRet")
     number = errno.EPERM if number is None else int(number)
@@ -104,6 +124,11 @@ def _rules(library: _Library, entry: dict[str, Any], capabilities: list[str]) ->
     if len({one.index for one in arguments}) < len(arguments):
         return [_Rule(_names(entry), entry["action"], number, [one]) for one in arguments]
     return [_Rule(_names(entry), entry["action"], number, arguments)]
+
+
+def _applies(library: _Library, entry: dict[str, Any], capabilities: list[str]) -> bool:
+    includes, excludes = entry.get("includes") or {}, entry.get("excludes") or {}
+    return all(_conditions(library, includes, capabilities)) and not any(_conditions(library, excludes, capabilities))
 
 
 def _conditions(library: _Library, conditions: dict[str, Any], capabilities: list[str]) -> Iterator[bool]:
@@ -135,12 +160,17 @@ def _argument(entry: dict[str, Any]) -> _Argument:
 
 def _architectures(library: _Library, profile: dict[str, Any]) -> list[int]:
     """This machine's, and those whose programs it runs besides, if the profile says so; libseccomp's numbers."""
-    found = [library.native]
+    found = [library.native, *map(library.architecture, _architecture_names(library, profile))]
+    return list(dict.fromkeys(one for one in found if one))
+
+
+def _architecture_names(library: _Library, profile: dict[str, Any]) -> list[str]:
+    """Those of them that the profile names."""
+    found = []
     for entry in profile.get("archMap") or ():
         if library.architecture(entry["architecture"]) == library.native:
-            found += map(library.architecture, entry.get("subArchitectures") or ())
-    found += map(library.architecture, profile.get("architectures") or ())
-    return list(dict.fromkeys(one for one in found if one))
+            found += [entry["architecture"], *(entry.get("subArchitectures") or ())]
+    return found + list(profile.get("architectures") or ())
 
 
 def _unknown_calls(library: _Library, architectures: list[int], names: set[str]) -> bytes:

@@ -29,6 +29,7 @@ class State(NamedTuple):
     withheld: int = 0  # capabilities that not even root has there
     init: bool = False  # the first process is ours, and the command its child
     host_pids: bool = False
+    runtime: str = ""  # who runs it, if it was handed over; the first process is that one, then
 
 
 def write(store: Store, container: Container, state: State) -> None:
