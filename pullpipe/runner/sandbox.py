@@ -129,18 +129,21 @@ def _give(plan: Plan) -> _Given:
     mounts = sorted(walls.mounts, key=lambda one: one.target.rstrip("/").count("/"))
     asked_for = [(_user_mount(one), one.target) for one in mounts]
     asked_for += [(_device(source), target) for source, target in walls.devices]
-    return _Given(_proc(), _sys(), usual, asked_for)
+    return _Given(_proc(walls), _sys(), usual, asked_for)
 
 
-def _proc() -> int:
+def _proc(walls: Walls) -> int:
     """A new /proc, of our PID namespace; or the machine's. In a user namespace the kernel gives no new one that would
     show more than the machine's does, parts of which may be covered, as in a container, nor one of the machine's PIDs.
     """
     try:
         return linux.make_mount("proc", {}, _GUARDED)
-    except KernelRefused:
+    except KernelRefused as error:
         if not namespace.in_user_namespace():
             raise
+        if walls.rights.capabilities & capabilities.SYS_PTRACE and not walls.host_pids:
+            why = "a container can only have this machine's /proc here, where CAP_SYS_PTRACE opens what else you run"
+            raise RunError(f"{why}; leave that capability away, or say --pid host if that is meant") from error
     tree = linux.clone_tree("/proc", recursive=True)
     linux.set_attributes(tree, _GUARDED, recursive=True)
     return tree
