@@ -40,6 +40,7 @@ COMMANDS = (
     "cat",
     "diff",
     "tree",
+    "explain",
     "ps",
     "exec",
     "logs",

@@ -18,7 +18,7 @@ HELP = "tell what a container has changed, or one layer in those below it, or wh
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="json for programs")
     parser.add_argument(
         "first",
         metavar="CONTAINER|REF|REF#LAYER",

@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--depth", metavar="N", type=int, default=-1, help="so many directories deep; 1 is the top level"
     )
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="json for programs")
     parser.add_argument("reference", metavar="REF[#LAYER]", help="#1 is the lowest layer, alone, with its whiteouts")
     parser.add_argument("path", metavar="PATH", nargs="?", default="/", help="only this, and what is in it")
     parser.epilog = (

@@ -50,6 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runtime", default="", metavar="PROGRAM", help="have runc, crun or their like build and run it"
     )
+    parser.add_argument("--explain", action="store_true", help="run nothing: print the shell commands that would do it")
     add_wall_options(parser)
     add_limit_options(parser)
     add_pull_options(parser, policy="missing")
@@ -71,6 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
         user=arguments.user,
         groups=tuple(arguments.group_add),
     )
+    if arguments.explain:
+        from pullpipe.cli.explain import explain
+
+        return explain(store, image, overrides, hostname=arguments.hostname, plain_http=arguments.plain_http)
     options = container.Options(
         overrides=overrides,
         name=arguments.name,

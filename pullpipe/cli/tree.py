@@ -18,7 +18,7 @@ _PLAIN = str.maketrans({"├": "|", "└": "`", "─": "-", "│": "|", "█": "
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-l", "--layers", action="store_true", help="show each layer, too")
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="json for programs")
     parser.add_argument("references", metavar="REF", nargs="*", help="these, and what shares a layer with them")
     parser.epilog = (
         "What is drawn below an image has all its layers, and more on top: LAYERS is how many, ADDS their unpacked "

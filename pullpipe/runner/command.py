@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from pullpipe.errors import CommandNotExecutable, CommandNotFound, RunError
@@ -17,7 +17,7 @@ from pullpipe.oci import ImageConfig
 from store import namespace
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_ACCOUNTS_LIMIT = 4 << 20  # bytes of an image's /etc/passwd or /etc/group
+ACCOUNTS_LIMIT = 4 << 20  # bytes of an image's /etc/passwd or /etc/group
 _ID_LIMIT = (1 << 32) - 2
 
 
@@ -86,13 +86,14 @@ def with_variables(env: Mapping[str, str], variables: Iterable[str], ambient: Ma
 # From here on: inside the container.
 
 
-def identify(user: str, more_groups: tuple[str, ...] = ()) -> Identity:
+def identify(user: str, more_groups: tuple[str, ...] = (), read: Callable[[str], bytes] | None = None) -> Identity:
     """Looks up `USER[:GROUP]` and more groups, names or numbers, in the container's /etc/passwd and /etc/group.
 
-    Raises `RunError`.
+    `read` gives these files' contents where this is not the container. Raises `RunError`.
     """
+    read = read or _read
     name, colon, group = (user or "0").partition(":")
-    accounts = _accounts("/etc/passwd", 7)
+    accounts = _accounts(read("/etc/passwd"), 7)
     account = next((fields for fields in accounts if fields[0] == name), None)
     if account is None and _is_number(name):
         account = next((fields for fields in accounts if fields[2] == name), None)
@@ -100,7 +101,7 @@ def identify(user: str, more_groups: tuple[str, ...] = ()) -> Identity:
         raise RunError(f"the image has no user {name!r} in its /etc/passwd; choose one with --user")
     uid = _id(account[2] if account else name, f"user {name!r}")
     gid = _id(account[3], f"user {name!r}") if account else 0
-    groups_file = _accounts("/etc/group", 4)
+    groups_file = _accounts(read("/etc/group"), 4)
     groups: tuple[int, ...] = ()
     if colon and group:
         gid = _group(group, groups_file, "--user")
@@ -125,19 +126,22 @@ def _group(group: str, groups_file: list[list[str]], option: str) -> int:
     return _id(found[2] if found else group, f"group {group!r}")
 
 
-def _accounts(path: str, fields: int) -> list[list[str]]:
-    """The lines of a passwd-like file with enough fields; none when there is no such file."""
+def _read(path: str) -> bytes:
+    """A file's content, as far as it counts; nothing when there is no such file."""
     try:
         # Without waiting: an image may have a FIFO there.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return []
+        return b""
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return []
-        text = os.read(fd, _ACCOUNTS_LIMIT).decode(errors="surrogateescape")
+        return os.read(fd, ACCOUNTS_LIMIT) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
     finally:
         os.close(fd)
+
+
+def _accounts(content: bytes, fields: int) -> list[list[str]]:
+    """The lines of a passwd-like file with enough fields."""
+    text = content.decode(errors="surrogateescape")
     return [line.split(":") for line in text.splitlines() if line.count(":") >= fields - 1]
 
 

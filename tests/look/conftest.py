@@ -110,10 +110,10 @@ class See:
         """What it prints with --format json."""
         return json.loads(self(*words, "--format", "json"))
 
-    def failing(self, *words: str) -> str:
+    def failing(self, *words: str, code: int = 1) -> str:
         """The one line that it fails with."""
-        code, out, err = self._run(*words)
-        assert (code, out, err.count(b"\n")) == (1, b"", 1)
+        found, out, err = self._run(*words)
+        assert (found, out, err.count(b"\n")) == (code, b"", 1)
         assert err.startswith(b"pullpipe: error: ")
         return err.decode()
 
