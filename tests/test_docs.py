@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -128,3 +129,25 @@ def test_dockers_registry(registry: Registry, cli: Cli, tmp_path: Path) -> None:
         digest = ok(cli, "pull", "--quiet", reference)
         assert re.search(rf'"GET /v2/docs/fleet/manifests/{digest}\S* HTTP/1.1" 200 ', cache.log)
         assert (tmp_path / "storage" / "docker/registry/v2/repositories/docs/fleet").is_dir()
+
+
+@pytest.mark.needs_root
+def test_the_store_is_as_its_page_says(cli: Cli, store_root: Path, tmp_path: Path) -> None:
+    """Every file of a store that has been used, and every field of its documents."""
+    page = (PROJECT / "docs" / "store.md").read_text()
+    ok(cli, "load", "--quiet", "-t", "a:1", layout_of(tmp_path / "layout", file_layer("a")))
+    cli("run", "--name=c", "a:1", "true")
+    for path in store_root.iterdir():
+        assert path.name in page or path.name.endswith(".lock"), path.name
+    for name in ("layer.json", "stack.json", "config.json"):
+        [found] = store_root.glob(f"*/**/{name}")
+        for field in json.loads(found.read_bytes()):
+            assert f"`{field}`" in page, (name, field)
+
+
+def test_links_lead_somewhere() -> None:
+    """Between the pages, and to files."""
+    pages = [PROJECT / "README.md", PROJECT / "SECURITY.md", *(PROJECT / "docs").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            assert "://" in target or (page.parent / target).exists(), (page.name, target)
