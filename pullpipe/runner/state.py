@@ -6,7 +6,7 @@ runner was killed, and `tidy` removes what the kernel has not.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import json
 import os
 from contextlib import suppress
@@ -35,7 +35,8 @@ class State(NamedTuple):
 def write(store: Store, container: Container, state: State) -> None:
     """Replaces what was written."""
     fields = state._asdict()
-    fields["rights"] = state.rights._asdict() | {"filter": base64.b64encode(state.rights.filter).decode()}
+    program = binascii.b2a_base64(state.rights.filter, newline=False).decode()
+    fields["rights"] = state.rights._asdict() | {"filter": program}
     durable.write_file(_path(store, container.id), json.dumps(fields).encode(), durable=False)
 
 
@@ -44,7 +45,7 @@ def read(store: Store, container: Container) -> State | None:
     try:
         with open(_path(store, container.id), "rb") as file:
             fields = json.loads(file.read())
-        rights = fields["rights"] | {"filter": base64.b64decode(fields["rights"]["filter"])}
+        rights = fields["rights"] | {"filter": binascii.a2b_base64(fields["rights"]["filter"])}
         rights["limits"] = tuple((name, soft, hard) for name, soft, hard in rights["limits"])
         return State(**fields | {"rights": Rights(**rights), "cgroups": tuple(fields["cgroups"])})
     except (FileNotFoundError, ValueError, KeyError, TypeError):
