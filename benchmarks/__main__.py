@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import compare, contenders, extract, floor, images, scale
+from benchmarks import compare, contenders, extract, floor, images, scale, start
 from benchmarks.report import Report
 
 
@@ -46,7 +46,8 @@ def main() -> None:
         )
         _add_images(sub, default)
         _add_contenders(sub, runs)
-    sub = add_report("run", "start-up of a container", lambda given: compare.run(given.only, given.runs, given.cache))
+    about = "start-up of a container, beside peers"
+    sub = add_report("run", about, lambda given: start.run(given.only, given.runs, given.cache))
     _add_cache(sub)
     _add_contenders(sub, 20)
     sub = add_report("extract", "one layer of small files, beside tar programs", _extract)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from benchmarks import contenders, images, measure, places, trees
@@ -73,47 +72,6 @@ def apply(image_names: Sequence[str], chosen: Sequence[str], runs: int, cache: P
         if not report.stages:
             report.stages, report.stages_of = _stages("load", str(layout)), image
     return report
-
-
-def run(chosen: Sequence[str], runs: int, cache: Path) -> Report:
-    """From the shell to the end of `true` in an image that is there, and back; unshare and chroot are the floor."""
-    able = [contender for contender in contenders.installed(chosen) if contender.run and contender.pull]
-    report = _report("run", f"`true` in a local image, medians of {runs}, in turn", able)
-    report.columns, report.labels = ("contender", "wall ms", "CPU ms"), 1
-    layout = images.provide(images.BUSYBOX, cache)
-    with Registry() as registry, places.fresh() as place:
-        reference = registry.push(layout, "bench/busybox:1")
-        commands: dict[str, Callable[[], list[str]]] = {}
-        with _services(able, place):
-            for contender in able:
-                assert contender.pull
-                measure.run(contender.pull(reference, place))
-                commands[contender.name] = lambda made=contender.run: made(reference, place)  # type: ignore[misc]
-            floor = ["unshare", "--pid", "--mount", "--fork", "chroot", f"{place}/floor", "/bin/true"]
-            (place / "floor").mkdir()
-            for blob in contenders.layer_blobs(layout):
-                subprocess.run(["tar", "-xzpf", str(blob), "-C", f"{place}/floor"], check=True)
-            commands["unshare + chroot"] = lambda: floor
-            found: dict[str, list[Run]] = {name: [] for name in commands}
-            for _ in range(runs + 1):  # the first of each is not counted
-                for name in list(found):
-                    try:
-                        found[name].append(measure.run([commands[name]()]))
-                    except measure.Failed as error:
-                        report.notes.append(f"{name} failed: {error}")
-                        del found[name]
-    for name, measured in found.items():
-        wall, cpu = (statistics.median(getattr(one, what) for one in measured[1:]) for what in ("wall", "cpu"))
-        report.add(name, round(wall * 1e3, 1), round(cpu * 1e3, 1))
-    return report
-
-
-@contextmanager
-def _services(able: Sequence[Contender], place: Path) -> Iterator[None]:
-    with ExitStack() as running:
-        for contender in able:
-            running.enter_context(contender.service(place))
-        yield
 
 
 def _report(benchmark: str, conditions: str, able: Sequence[Contender]) -> Report:
