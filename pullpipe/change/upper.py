@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from pullpipe import stack
 from store import Container, InUse, Store
@@ -34,6 +34,31 @@ def ended(store: Store, container: Container) -> Iterator[str]:
 def mount_points(directory: str) -> frozenset[str]:
     """Paths in an upper directory that are there only for a runner to mount something on: they are empty."""
     return frozenset(path for path in _MOUNT_POINTS if _is_empty(os.path.join(directory, path)))
+
+
+def left_out(store: Store, container: Container) -> frozenset[str]:
+    """What of the upper directory is no change of the container's: places to mount something on, and directories that
+    are there for those alone, and else as the image has them. Raises `NotInStore`, `Corrupt`, `OSError`."""
+    upper = os.path.join(store.containers.path(container), "upper")
+    hidden = mount_points(upper)
+    parents = {os.path.dirname(path) for path in hidden} - {""}
+    lower = stack.lower_of(store, container.stack)
+    return hidden | {path for path in parents if _is_there_for(path, hidden, upper) and _is_as_in(path, upper, lower)}
+
+
+def _is_there_for(directory: str, hidden: Collection[str], upper: str) -> bool:
+    names = os.listdir(os.path.join(upper, directory))
+    return all(f"{directory}/{name}" in hidden for name in names)
+
+
+def _is_as_in(directory: str, upper: str, lower: Sequence[str]) -> bool:
+    """Whether the directory has the mode and owner that the layers below give it; or they have none."""
+    mine = os.lstat(os.path.join(upper, directory))
+    for layer in lower:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            other = os.lstat(os.path.join(layer, directory))
+            return (mine.st_mode, mine.st_uid, mine.st_gid) == (other.st_mode, other.st_uid, other.st_gid)
+    return True
 
 
 def _is_empty(path: str) -> bool:

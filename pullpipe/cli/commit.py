@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
             latest=epoch(),
             root=upper.root_has_changed(store, container),
             upper=True,
-            left_out=upper.mount_points(directory),
+            left_out=upper.left_out(store, container),
         )
         draft = draft_of_manifest(store, container.manifest).changed(changes, None)
         with layer.packed(archive.pieces(directory, rules), arguments.compression or "gzip", store.root) as new:
