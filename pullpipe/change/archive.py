@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import stat
-import tarfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from pullpipe.errors import BadArgument, KernelRefused
+from pullpipe.pipe import tarheader
 from pullpipe.pipe.below import is_opaque, is_whiteout
 from store.compare import attributes_of, open_directory, place_of
 
@@ -23,14 +23,6 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OVERLAY = ("trusted.overlay.", "user.overlay.")
 _ELSEWHERE = ("redirect", "metacopy")  # overlay's attributes that say: the rest of this lies in a layer below
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
-_TYPES = {
-    stat.S_IFREG: tarfile.REGTYPE,
-    stat.S_IFDIR: tarfile.DIRTYPE,
-    stat.S_IFLNK: tarfile.SYMTYPE,
-    stat.S_IFCHR: tarfile.CHRTYPE,
-    stat.S_IFBLK: tarfile.BLKTYPE,
-    stat.S_IFIFO: tarfile.FIFOTYPE,
-}
 
 
 class Rules(NamedTuple):
@@ -54,7 +46,7 @@ def pieces(tree: str, rules: Rules) -> Iterator[bytes]:
         yield from _Archive(top, rules).pieces()
     finally:
         os.close(top)
-    yield bytes(2 * tarfile.BLOCKSIZE)
+    yield tarheader.END
 
 
 class _Archive:
@@ -75,7 +67,7 @@ class _Archive:
                 if path or self._rules.root:
                     yield self._header(self._at + (path or "./"), directory, ".", os.fstat(directory))
                 if self._rules.upper and is_opaque(os.fsdecode(place_of(directory))):
-                    yield _empty(self._at + path + _OPAQUE)
+                    yield tarheader.empty(self._at + path + _OPAQUE)
                 below = []
                 for name in sorted(os.listdir(directory), key=os.fsencode):
                     if path + name in self._rules.left_out:
@@ -91,7 +83,7 @@ class _Archive:
 
     def _file(self, directory: int, path: str, name: str, status: os.stat_result) -> Iterator[bytes]:
         if self._rules.upper and is_whiteout(status):
-            yield _empty(self._at + path + _WHITEOUT + name)
+            yield tarheader.empty(self._at + path + _WHITEOUT + name)
             return
         if self._rules.upper and name.startswith(_WHITEOUT):
             raise BadArgument(
@@ -106,34 +98,22 @@ class _Archive:
             yield from _content(directory, name, path + name, status)
 
     def _header(self, entry: str, directory: int, name: str, status: os.stat_result, *, link: str = "") -> bytes:
-        info = tarfile.TarInfo(entry.rstrip("/"))
-        info.type = tarfile.LNKTYPE if link else _TYPES[stat.S_IFMT(status.st_mode)]
-        info.linkname = link or (os.readlink(name, dir_fd=directory) if stat.S_ISLNK(status.st_mode) else "")
-        info.size = status.st_size if info.type == tarfile.REGTYPE else 0
-        info.mode = stat.S_IMODE(status.st_mode)
-        info.uid, info.gid = self._rules.owner or (status.st_uid, status.st_gid)
-        info.devmajor, info.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
-        time = status.st_mtime_ns
-        if self._rules.latest is not None:
-            time = min(time, self._rules.latest * 10**9)
-        info.mtime = time // 10**9
-        records = {} if link else self._attributes(directory, name, entry)
-        if time % 10**9:
-            records["mtime"] = f"{'-' * (time < 0)}{abs(time) // 10**9}.{abs(time) % 10**9:09}".rstrip("0")
-        info.pax_headers = records
-        return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+        attributes = {} if link else self._attributes(directory, name, entry)
+        target = os.readlink(name, dir_fd=directory) if stat.S_ISLNK(status.st_mode) else ""
+        rules = self._rules
+        return tarheader.header(
+            entry, status, target=target, link=link, attributes=attributes, owner=rules.owner, latest=rules.latest
+        )
 
-    def _attributes(self, directory: int, name: str, entry: str) -> dict[str, str]:
-        found = {}
-        for key, value in sorted(attributes_of(place_of(directory, name)).items()):
-            if not key.startswith(_OVERLAY):
-                found[f"SCHILY.xattr.{key}"] = value.decode("utf-8", "surrogateescape")
-            elif self._rules.upper and key.endswith(_ELSEWHERE):
-                raise KernelRefused(
-                    f"/{entry} was renamed, and overlayfs has kept only that; "
-                    "turn its redirect_dir and metacopy off (/sys/module/overlay/parameters), and do it again"
-                )
-        return found
+    def _attributes(self, directory: int, name: str, entry: str) -> dict[str, bytes]:
+        found = attributes_of(place_of(directory, name))
+        overlays = [key for key in found if key.startswith(_OVERLAY)]
+        if self._rules.upper and any(key.endswith(_ELSEWHERE) for key in overlays):
+            raise KernelRefused(
+                f"/{entry} was renamed, and overlayfs has kept only that; "
+                "turn its redirect_dir and metacopy off (/sys/module/overlay/parameters), and do it again"
+            )
+        return {key: value for key, value in found.items() if key not in overlays}
 
 
 def _content(directory: int, name: str, path: str, status: os.stat_result) -> Iterator[bytes]:
@@ -144,10 +124,4 @@ def _content(directory: int, name: str, path: str, status: os.stat_result) -> It
             yield piece
     if left:
         raise BadArgument(f"/{path} has become shorter while it was read; try again when nobody writes to it")
-    yield bytes(-status.st_size % tarfile.BLOCKSIZE)
-
-
-def _empty(entry: str) -> bytes:
-    info = tarfile.TarInfo(entry)  # root's, from 1970
-    info.mode = 0
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+    yield tarheader.padding(status.st_size)

@@ -9,26 +9,20 @@ from __future__ import annotations
 
 import os
 import stat
-import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
 from pullpipe.errors import BadArgument
-from pullpipe.pipe import tarstream
+from pullpipe.pipe import tarheader, tarstream
 from pullpipe.pipe.directory import clean
+from pullpipe.pipe.tarheader import header
 from pullpipe.pipe.tarstream import Entry, TarStream
 
 _PIECE = 1 << 20  # bytes
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_TYPES = {
-    stat.S_IFREG: tarfile.REGTYPE,
-    stat.S_IFDIR: tarfile.DIRTYPE,
-    stat.S_IFLNK: tarfile.SYMTYPE,
-    stat.S_IFIFO: tarfile.FIFOTYPE,
-}
 _OURS = "user."  # attributes that everybody may set
 
 
@@ -41,7 +35,7 @@ def pieces(parent: int, name: str, called: str) -> Iterator[bytes]:
     What vanishes meanwhile is left out. Raises `OSError`, `BadArgument`.
     """
     yield from _Sender(parent, name, called).pieces()
-    yield bytes(2 * tarfile.BLOCKSIZE)
+    yield tarheader.END
 
 
 class _Sender:
@@ -65,7 +59,7 @@ class _Sender:
                 finally:
                     os.close(directory)
                 try:
-                    yield _header(path, os.fstat(opened), attributes=_attributes(opened))
+                    yield header(path, os.fstat(opened), attributes=_attributes(opened))
                     todo += [(*names, below) for below in sorted(os.listdir(opened), reverse=True)]
                 finally:
                     os.close(opened)
@@ -78,9 +72,9 @@ class _Sender:
         if stat.S_ISREG(status.st_mode):
             yield from self._file(directory, name, path)
         elif stat.S_ISLNK(status.st_mode):
-            yield _header(path, status, link=os.readlink(name, dir_fd=directory))
+            yield header(path, status, target=os.readlink(name, dir_fd=directory))
         elif stat.S_ISFIFO(status.st_mode):
-            yield _header(path, status)
+            yield header(path, status)
 
     def _file(self, directory: int, name: str, path: str) -> Iterator[bytes]:
         fd = os.open(name, _FILE, dir_fd=directory)
@@ -90,40 +84,24 @@ class _Sender:
                 return  # it has just become something else
             first = self._linked.setdefault((status.st_dev, status.st_ino), path) if status.st_nlink > 1 else path
             if first != path:
-                yield _header(path, status, link=first)
+                yield header(path, status, link=first)
                 return
-            yield _header(path, status, attributes=_attributes(fd))
+            yield header(path, status, attributes=_attributes(fd))
             left = status.st_size
             while left and (piece := os.read(fd, min(left, _PIECE))):
                 left -= len(piece)
                 yield piece
             if left:
                 raise BadArgument(f"{path} has become shorter while it was read; try again when nobody writes to it")
-            yield bytes(-status.st_size % tarfile.BLOCKSIZE)
+            yield tarheader.padding(status.st_size)
         finally:
             os.close(fd)
 
 
-def _header(path: str, status: os.stat_result, *, link: str = "", attributes: dict[str, str] | None = None) -> bytes:
-    info = tarfile.TarInfo(path)
-    info.type = _TYPES[stat.S_IFMT(status.st_mode)]
-    if link and info.type == tarfile.REGTYPE:
-        info.type = tarfile.LNKTYPE
-    info.linkname = link
-    info.size = status.st_size if info.type == tarfile.REGTYPE else 0
-    info.mode = stat.S_IMODE(status.st_mode)
-    info.uid, info.gid = status.st_uid, status.st_gid  # numbers only: whoever knows their names may be lying
-    info.mtime = status.st_mtime_ns // 10**9
-    info.pax_headers = attributes or {}
-    if status.st_mtime_ns > 0 and status.st_mtime_ns % 10**9:
-        info.pax_headers["mtime"] = f"{info.mtime}.{status.st_mtime_ns % 10**9:09}"
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-
-
-def _attributes(fd: int) -> dict[str, str]:
+def _attributes(fd: int) -> dict[str, bytes]:
     with suppress(OSError):  # a file system without any
         return {
-            f"SCHILY.xattr.{name}": os.getxattr(fd, name).decode("utf-8", "surrogateescape")
+            name: os.getxattr(fd, name)
             for name in os.listxattr(fd)
             if name.startswith(_OURS) and not name.startswith("user.overlay.")
         }

@@ -30,6 +30,7 @@ def change_everything(top: Path) -> None:
     os.chown(top / "srv" / "cache", 12, 13)
     (top / "srv" / "link").unlink()
     (top / "srv" / "link").symlink_to("gone")
+    os.link(top / "srv" / "link", top / "srv" / "same", follow_symlinks=False)
     (top / "many").mkdir(mode=0o1777)
     (top / "many" / "x").write_bytes(os.urandom(70_000))
     os.link(top / "many" / "x", top / "many" / "y")
