@@ -3,6 +3,7 @@
 containers/<id>/config.json   the record (`Container`)
 containers/<id>/upper, work   overlayfs's upper and work directories
 containers/<id>/rootfs        an empty directory, the mount point inside the container's own mount namespace
+containers/<id>/state.json    the runner's own notes, there from the beginning to the end
 containers/<id>/lock          held by the runner for as long as the container runs; then, its exit code
 """
 
@@ -193,6 +194,11 @@ class Containers:
             return Lock(self._lock_path(container.id)).wait_for_note()
         except FileNotFoundError as error:
             raise NotInStore(f"no container {container.name!r}; `pullpipe ps` lists them") from error
+
+    def begun(self) -> list[str]:
+        """The ids of those that run, and of those whose runner was killed before it could clean up."""
+        ids = os.listdir(self._directory)
+        return [one for one in ids if exists(os.path.join(self._directory, one, "state.json"))]
 
     def discard(self, container_id: str) -> bool:
         """Removes a container whose record is damaged, by its whole id; says whether there was one that did not run."""

@@ -64,6 +64,7 @@ class Lock:
 
     def leave(self, note: bytes) -> None:
         """Writes a note for those who wait in `wait_for_note`; the holder does, before it releases the lock."""
+        os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, note, 0)
 
     def wait_for_note(self) -> bytes:

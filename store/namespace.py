@@ -8,9 +8,13 @@ from functools import cache
 _user: int | None = None
 
 
-@cache
 def in_user_namespace() -> bool:
     """Whether our root is not the machine's: such a root may not make devices or set `trusted` attributes."""
+    return _user is not None or _began_in_one()
+
+
+@cache
+def _began_in_one() -> bool:
     with open("/proc/self/uid_map", encoding="ascii") as file:
         return file.read().split() != ["0", "0", "4294967295"]
 
@@ -41,5 +45,4 @@ def entered(uid: int) -> None:
     """To be told when this program has entered a user namespace, with its id outside."""
     global _user
     _user = uid
-    in_user_namespace.cache_clear()
     _ids.cache_clear()

@@ -37,7 +37,7 @@ def open_store(arguments: argparse.Namespace, *, as_root: bool = False) -> Store
 
         os.environ.setdefault("HOME", os.path.expanduser("~"))
         rootless.enter()
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and store.containers.begun():
         from pullpipe.runner import state
 
         state.tidy(store)

@@ -104,7 +104,7 @@ def _container(store: Store, container: Container) -> dict[str, Any]:
             **{_LIMITS[name]: value for name, value in settings.limits.items() if name in _LIMITS},
         },
         "Mounts": list(settings.mounts),
-        "LogPath": logs.path(store, container) if settings.detached else "",
+        "LogPath": log if os.path.exists(log := logs.path(store, container)) else "",
         "GraphDriver": {
             "Name": "overlay",
             "Data": {"UpperDir": os.path.join(directory, "upper"), "WorkDir": os.path.join(directory, "work")},

@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.detach:
         from pullpipe.runner import monitor
 
-        print(monitor.start(store, image, options).id)
+        print(monitor.start(container.create(store, image, options)).id)
         return 0
     ended = container.run(store, image, options)
     if ended.out_of_memory:

@@ -15,22 +15,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pullpipe import linux, stack
-from pullpipe.errors import NeedsRoot, NotFound, RunError
+from pullpipe.errors import BadArgument, NeedsRoot, NotFound, RunError
 from pullpipe.local import LocalImage
 from pullpipe.runner import command, names, process, sandbox, seccomp, state
 from pullpipe.runner.command import Command, Overrides
 from pullpipe.runner.process import Entrance, Life
-from pullpipe.runner.settings import STOP_TIMEOUT, Settings, signal_name
+from pullpipe.runner.settings import STOP_TIMEOUT, Settings, plain, signal_name, walls_of
 from pullpipe.runner.state import State
 from pullpipe.runner.streams import Ours, Streams
 from pullpipe.runner.walls import Bind, Walls
-from store import Container, Store
+from store import Container, InUse, Store
 from store.locks import Lock
+from store.trees import remove_tree
 
 if TYPE_CHECKING:
     from pullpipe.runner.cgroups import Group
     from pullpipe.runner.limits import Limits
 
+_CGROUPS = "cgroup"  # a directory to show the container its groups
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # Docker's rule
 
 
@@ -63,7 +65,7 @@ class Planned(NamedTuple):
     """A new container, whose lock we hold, and what is to become of it."""
 
     store: Store
-    image: LocalImage
+    image: LocalImage | None  # of a new one
     container: Container
     lock: Lock
     command: Command
@@ -80,17 +82,21 @@ def run(store: Store, image: LocalImage, options: Options) -> Ended:
     return live(create(store, image, options), streams)
 
 
+def check_name(name: str) -> None:
+    """Raises `BadArgument` for what cannot be a container's name."""
+    if not _NAME.fullmatch(name):
+        raise BadArgument(f"the name {name!r} is none: letters, digits, and then also _ . - are allowed")
+
+
 def create(store: Store, image: LocalImage, options: Options) -> Planned:
     """A new container; nothing of it runs yet."""
     if os.geteuid() != 0:
         raise NeedsRoot("running a container takes root's rights; enter a user namespace first, or use sudo")
-    if options.name and not _NAME.fullmatch(options.name):
-        raise RunError(f"the name {options.name!r} is none: letters, digits, and then also _ . - are allowed")
+    if options.name:
+        check_name(options.name)
     planned = command.plan(image.config, options.overrides, os.environ, terminal=options.terminal)
     settings = _settings(image, planned, options)
-    rights = options.walls.rights
-    program = seccomp.program(options.walls.seccomp, rights.capabilities, os.path.join(store.root, "cache"))
-    options = options._replace(walls=options.walls._replace(rights=rights._replace(filter=program)))
+    options = _with_filter(store, options)
     if options.runtime:
         from pullpipe.runner import handover
 
@@ -108,6 +114,53 @@ def create(store: Store, image: LocalImage, options: Options) -> Planned:
             settings=settings.to_json(),
         )
     return Planned(store, image, container, lock, planned, options, groups)
+
+
+def plan_again(store: Store, container: Container) -> Planned:
+    """An ended container, whose command is to run once more, in the tree that it has left.
+
+    Raises `InUse` when it runs, `BadArgument` for what has no command, and as `run` does.
+    """
+    settings = Settings.of(container)
+    if not settings.walls or container.target:
+        raise BadArgument(
+            f"container {container.name} has no command that could be started; `pullpipe run` makes others"
+        )
+    if settings.runtime:
+        raise BadArgument(
+            f"container {container.name} was handed over to {settings.runtime}, which takes new ones only"
+        )
+    options = Options(
+        hostname=settings.hostname,
+        interactive=settings.interactive,
+        terminal=settings.terminal,
+        remove=settings.remove,
+        walls=walls_of(settings.walls),
+        limits=_limits_of(settings),
+    )
+    options, groups = _with_filter(store, options), _plan_limits(options.limits)
+    again = Command(container.command, settings.env, settings.working_dir, settings.user, tuple(settings.groups))
+    lock = store.containers.lock(container)
+    if lock is None:
+        raise InUse(f"container {container.name} is running")
+    lock.leave(b"")
+    store.containers.amend(container, exit_code=None, out_of_memory=False, started=0.0, finished=0.0)
+    remove_tree(os.path.join(store.containers.path(container), _CGROUPS))
+    return Planned(store, None, container, lock, again, options, groups)
+
+
+def _with_filter(store: Store, options: Options) -> Options:
+    rights = options.walls.rights
+    program = seccomp.program(options.walls.seccomp, rights.capabilities, os.path.join(store.root, "cache"))
+    return options._replace(walls=options.walls._replace(rights=rights._replace(filter=program)))
+
+
+def _limits_of(settings: Settings) -> Limits | None:
+    if not settings.limits:
+        return None
+    from pullpipe.runner.limits import Limits
+
+    return Limits(**settings.limits)
 
 
 def _plan_limits(limits: Limits | None) -> Sequence[Group]:
@@ -129,7 +182,7 @@ def _settings(image: LocalImage, planned: Command, options: Options) -> Settings
         labels=options.labels,
         interactive=options.interactive,
         terminal=options.terminal,
-        detached=options.detached,
+        runtime=options.runtime,
         remove=options.remove,
         stop_signal=_stop_signal(image, options),
         stop_timeout=options.stop_timeout,
@@ -147,6 +200,7 @@ def _settings(image: LocalImage, planned: Command, options: Options) -> Settings
             }
             for one in walls.mounts
         ),
+        walls=plain(walls),
     )
 
 
@@ -240,7 +294,7 @@ def _start(planned: Planned, streams: Streams, begun: _Begun) -> Ended:
         from pullpipe.runner import cgroups
 
         cgroups.make(groups, container.id)
-    shown = cgroups.shown(groups, container.id, os.path.join(own, "cgroup")) if groups else []
+    shown = cgroups.shown(groups, container.id, os.path.join(own, _CGROUPS)) if groups else []
     plan = sandbox.Plan(
         stack=stack.build(planned.store, container),
         rootfs=os.path.join(own, "rootfs"),

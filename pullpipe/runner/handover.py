@@ -72,6 +72,7 @@ def become(planned: Planned, streams: Streams, channel: socket.socket) -> NoRetu
 def _prepare(planned: Planned) -> None:
     """Mounts the stack, and writes the configuration."""
     store, image, options = planned.store, planned.image, planned.options
+    assert image is not None
     rootfs = _path(planned, "rootfs")
     stack.mount(stack.build(store, planned.container), rootfs, flags=linux.MS_NODEV)
     hostname = options.hostname or planned.container.short_id

@@ -8,6 +8,7 @@ and believes nothing that it finds (CVE-2019-14271).
 from __future__ import annotations
 
 import os
+import select
 import signal
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -56,8 +57,6 @@ def execute(store: Store, container: Container, asked: Asked, ambient: Mapping[s
     planned = _planned(container, Settings.of(container), asked, ambient)
     process.close_all_but()  # what we were given is not for the container
     with ending.first_of(store, container) as first:
-        if first.state.runtime:  # in whose namespaces the first process is
-            raise RunError(f"container {container.name} was handed over to {first.state.runtime}; it takes no others")
         if asked.detached and first.state.host_pids:
             raise RunError("with --pid host nothing would end what -d starts; leave -d away")
         return _join(planned, streams, first, tied=not asked.detached)
@@ -75,7 +74,12 @@ def _planned(container: Container, settings: Settings, asked: Asked, ambient: Ma
 def _join(planned: Command, streams: Streams, first: First, *, tied: bool) -> int:
     inside = _someone_inside(first)
     ours, theirs = process.open_channel()
-    pid = linux.fork_into(lambda: _enter(inside, first), tied=tied)
+    try:
+        pid = linux.fork_into(lambda: _enter(inside, first), tied=tied)
+    except KernelRefused as error:
+        if select.select([first.process], [], [], 0)[0]:
+            raise NotRunning("the container's command has just ended") from error
+        raise
     if pid == 0:
         ours.close()
         entrance = Entrance(lambda: _arrive(first), first.state.rights, new=False, tied=tied)
@@ -92,6 +96,8 @@ def _join(planned: Command, streams: Streams, first: First, *, tied: bool) -> in
 
 def _someone_inside(first: First) -> int:
     """Whose namespaces to join. An init of ours cannot be looked into; its first child is the command."""
+    if first.state.runtime:  # which is the first process, and not in the container itself
+        raise RunError(f"the container was handed over to {first.state.runtime}, and cannot be joined; stop it first")
     pid = first.state.pid
     if not first.state.init:
         return pid
@@ -128,7 +134,7 @@ def _go(pid: int, first: First, kinds: Iterable[str]) -> None:
         raise NotRunning("the container's command has just ended") from error
     except PermissionError as error:
         raise KernelRefused("the kernel lets only who has started the container join it; be that user") from error
-    uid = os.geteuid()
+    uid, outside = os.geteuid(), os.stat("/")
     linux.hide_from_others()
     linux.call_this_process("pullpipe")
     linux.import_nothing_more()
@@ -139,6 +145,8 @@ def _go(pid: int, first: First, kinds: Iterable[str]) -> None:
         os.fchdir(root)
         os.chroot(".")
     os.chdir("/")
+    if os.path.samestat(os.stat("/"), outside):
+        raise RunError("the way into the container has led to the machine's own root; report it as a bug")
     os.close(root)
     os.close(target)
 

@@ -8,17 +8,15 @@ from typing import NoReturn
 
 from pullpipe import linux
 from pullpipe.errors import PullpipeError, RunError
-from pullpipe.local import LocalImage
 from pullpipe.runner import container, logs, process
-from pullpipe.runner.container import Options, Planned
+from pullpipe.runner.container import Planned
 from pullpipe.runner.process import Life
 from pullpipe.runner.streams import Logged
-from store import Container, Store, StoreError
+from store import Container, StoreError
 
 
-def start(store: Store, image: LocalImage, options: Options) -> Container:
-    """Starts the image's command in a new container, and returns when it has begun. Raises as `container.run` does."""
-    planned = container.create(store, image, options)
+def start(planned: Planned) -> Container:
+    """Starts what is planned, and returns when it has begun. Raises as `container.run` does."""
     told, telling = os.pipe()
     if os.fork() == 0:
         os.close(told)

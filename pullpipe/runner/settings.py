@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pullpipe.errors import RunError
+from pullpipe.runner.walls import Bind, Network, Port, Rights, Tmpfs, Walls
 from store import Container
+
+_CLASS = "is"
+_CLASSES: Mapping[str, Callable[..., Any]] = {one.__name__: one for one in (Walls, Rights, Network, Port, Bind, Tmpfs)}
 
 STOP_SIGNAL = "SIGTERM"
 STOP_TIMEOUT = 10  # seconds
@@ -26,7 +30,7 @@ class Settings(NamedTuple):
     labels: Mapping[str, str] = {}
     interactive: bool = False
     terminal: bool = False
-    detached: bool = False  # and so it has a log
+    runtime: str = ""  # who runs it, if it was handed over
     remove: bool = False  # when the command has ended
     stop_signal: str = STOP_SIGNAL
     stop_timeout: int = STOP_TIMEOUT  # seconds; -1: for ever
@@ -34,6 +38,7 @@ class Settings(NamedTuple):
     read_only: bool = False
     limits: Mapping[str, Any] = {}
     mounts: tuple[Mapping[str, Any], ...] = ()  # as Docker's inspect shows them
+    walls: Mapping[str, Any] = {}  # as `plain` makes them
 
     def to_json(self) -> str:
         """For the record."""
@@ -44,6 +49,25 @@ class Settings(NamedTuple):
         """Those of the record."""
         fields = json.loads(container.settings)
         return cls(**{name: value for name, value in fields.items() if name in cls._fields})
+
+
+def plain(value: object) -> Any:
+    """Walls, or a part of them, for JSON; without the filter, which is made anew."""
+    if isinstance(value, tuple) and (names := getattr(value, "_fields", None)):
+        return {_CLASS: type(value).__name__} | {name: plain(getattr(value, name)) for name in names}
+    if isinstance(value, tuple):
+        return [plain(one) for one in value]
+    return "" if isinstance(value, bytes) else value
+
+
+def walls_of(value: Any) -> Any:
+    """The other way. Raises `ValueError`, `KeyError` or `TypeError` for what `plain` has not made."""
+    if isinstance(value, list):
+        return tuple(walls_of(one) for one in value)
+    if not isinstance(value, dict):
+        return value
+    fields = {name: walls_of(one) for name, one in value.items() if name not in (_CLASS, "filter")}
+    return _CLASSES[value[_CLASS]](**fields)
 
 
 def signal_number(text: str) -> int:

@@ -15,7 +15,6 @@ from typing import NamedTuple
 from pullpipe.errors import PullpipeError
 from pullpipe.runner.walls import Rights
 from store import Container, Store, StoreError, durable
-from store.locks import exists
 
 
 class State(NamedTuple):
@@ -76,10 +75,9 @@ def forget(store: Store, container: Container, state: State) -> None:
 
 def tidy(store: Store) -> None:
     """Cleans up after runners that were killed."""
-    for container_id in os.listdir(os.path.join(store.root, "containers")):
+    for container_id in store.containers.begun():
         with suppress(StoreError, PullpipeError, OSError):  # damaged, just removed, or not ours to remove
-            if exists(_path(store, container_id)):
-                _tidy(store, store.containers.get(container_id))
+            _tidy(store, store.containers.get(container_id))
 
 
 def _tidy(store: Store, container: Container) -> None:

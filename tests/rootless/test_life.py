@@ -53,6 +53,17 @@ def test_a_life(user: User) -> None:
     out(user.pullpipe("stop", "c"))
     assert user.pullpipe("logs", "-f", "c").stdout == "up\nended\n"
     assert out(user.pullpipe("wait", "c")) == "3"
+    assert out(user.pullpipe("restart", "c")) == "c"
+    until(lambda: user.pullpipe("logs", "c").stdout == "up\nended\nup\n", "it does not begin again")
+    out(user.pullpipe("exec", "c", "touch", "/new"))
+    assert out(user.pullpipe("diff", "c")) == "A /new"
+    for which in ("running", "ended"):
+        (user.home / which).write_text(which)
+        os.chown(user.home / which, user.uid, user.uid)
+        out(user.pullpipe("cp", which, "c:/"))
+        out(user.pullpipe("cp", f"c:/{which}", "copy"))
+        assert ((user.home / "copy").read_text(), (user.home / "copy").stat().st_uid) == (which, user.uid)
+        out(user.pullpipe("stop", "c"))
     assert out(user.pullpipe("rm", "c")) == "c"
     assert os.listdir(user.store / "containers") == []
 

@@ -254,6 +254,17 @@ def test_what_is_planted_for_us(load: Callable[..., None], cli: Cli, busybox: No
     out(cli("rm", "-f", "c"))
 
 
+def test_handed_over(load: Callable[..., None], cli: Cli, busybox: None, there: Path) -> None:
+    """The first process of a container of runc's is runc, whose root is the machine's: nothing is copied by that."""
+    runc = require("runc")
+    load()
+    out(cli("run", "-d", "--name", "c", "--runtime", runc, "test", "sleep", "1000"))
+    assert "handed over" in error(cli("cp", "c:/etc/passwd", there), 1)
+    assert "handed over" in error(cli("cp", "/etc/hostname", f"c:{there}/x"), 1)
+    assert names(there) == set()
+    out(cli("rm", "-f", "c"))
+
+
 def test_libraries_of_the_container(load: Callable[..., None], cli: Cli, busybox: None, there: Path) -> None:
     """CVE-2019-14271: a name service of the container's own is never asked, nor any other code of it loaded."""
     load(
