@@ -109,13 +109,13 @@ def _parent(unified: Hierarchy, wanted: Iterable[Setting]) -> str:
     above = [unified.here]
     while above[-1] != unified.top:
         above.append(os.path.dirname(above[-1]))
-    ours = [group for group in above if os.access(group, os.W_OK) and os.access(f"{group}/cgroup.procs", os.W_OK)]
+    ours = [group for group in above if _may_have_children(group)]
     for group in ours:
         if needed <= _words(group, "cgroup.subtree_control"):
             return group
     for group in ours:
         if needed <= _words(group, "cgroup.controllers"):
-            with suppress(OSError):  # EBUSY: it has processes of its own
+            with suppress(OSError):
                 _write(group, "cgroup.subtree_control", " ".join(f"+{controller}" for controller in sorted(needed)))
                 return group
     options = ", ".join(dict.fromkeys(setting.option for setting in wanted if not setting.optional))
@@ -123,6 +123,13 @@ def _parent(unified: Hierarchy, wanted: Iterable[Setting]) -> str:
         f"{options} cannot be kept: no cgroup from {unified.here} upward that is ours can hand {', '.join(needed)} on; "
         + ("let this container have its cgroups for itself" if namespace.is_machines_root() else _DELEGATE)
     )
+
+
+def _may_have_children(group: str) -> bool:
+    """Whether we may make groups there and move processes into them. Only the machine's topmost group, which has no
+    type, can have processes of its own besides."""
+    allowed = os.access(group, os.W_OK) and os.access(f"{group}/cgroup.procs", os.W_OK)
+    return allowed and (not os.path.exists(f"{group}/cgroup.type") or not _words(group, "cgroup.procs"))
 
 
 _DELEGATE = "use sudo, or `systemd-run --user --scope --property Delegate=yes pullpipe run …`"

@@ -85,9 +85,8 @@ def compiled(text: bytes, capabilities: int, functions: ctypes.CDLL) -> bytes:
 def resolved(text: bytes, capabilities: int, functions: ctypes.CDLL) -> dict[str, Any]:
     """The profile for such a container on this machine, without conditions, as the runtime specification has it.
 
-    Raises as `compiled`, which tries it.
+    Raises as `compiled` where it comes across what is none.
     """
-    compiled(text, capabilities, functions)
     profile = json.loads(text)
     library = _Library(functions)
     entries = [entry for entry in profile.get("syscalls") or () if _applies(library, entry, names_of(capabilities))]

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.needs_root, pytest.mark.usefixtures("busybox")]
 
 # Reads files of the container's own groups, as programs do that want to know: where v1 has them, or v2.
 SHOW = 'show() { cat "/sys/fs/cgroup/$1" 2>/dev/null || cat "/sys/fs/cgroup/$2"; }; '
-MEMORY = SHOW + "show memory/memory.limit_in_bytes memory.max"
+SHOW_MEMORY = "show memory/memory.limit_in_bytes memory.max"
 EVERYTHING = (
     *("--memory=64m", "--memory-reservation=32m", "--cpus=0.5", "--cpu-shares=512"),
     *("--pids-limit=50", "--cpuset-cpus=0"),
@@ -152,13 +152,13 @@ def test_the_limits_cannot_be_changed_from_inside(run: Run) -> None:
 
 def test_each_container_has_its_own(shell_root: Path) -> None:
     """Two at the same time, with what each is given, and until each ends."""
-    command = ("test", "sh", "-c", f"hostname; {MEMORY}; read -r word")
+    command = ("test", "sh", "-c", f'{SHOW} echo "$(hostname) $({SHOW_MEMORY})"; read -r word')
     with (
         started(shell_root, "--rm", "-i", "--memory=64m", *command, stdin=subprocess.PIPE) as first,
         started(shell_root, "--rm", "-i", "--memory=32m", *command, stdin=subprocess.PIPE) as second,
     ):
-        ids = line(first), line(second)
-        assert (line(first), line(second)) == (str(64 << 20), str(32 << 20))
+        ids, limits = zip(line(first).split(), line(second).split(), strict=True)
+        assert limits == (str(64 << 20), str(32 << 20))
         assert [len(groups(one)) for one in ids] == [1, 1]
         for process in first, second:
             process.communicate(b"\n")
@@ -251,17 +251,17 @@ def test_in_a_container(root: str, path: str) -> None:
 
 
 def test_where_a_group_of_v2_goes(tmp_path: Path) -> None:
-    """Below the nearest group above ours that hands the controllers on; else, the nearest that lets itself be told."""
+    """Below the nearest group, from ours upward, that hands the controllers on; else, the nearest that can be told to.
+    It has no processes of its own, but for the topmost."""
 
-    def group(path: str, controllers: str, handed_on: str) -> str:
+    def group(path: str, controllers: str, handed_on: str, **more: str) -> None:
         (tmp_path / path).mkdir()
-        for name, text in (("controllers", controllers), ("subtree_control", handed_on), ("procs", "")):
+        for name, text in {"controllers": controllers, "subtree_control": handed_on, **more}.items():
             (tmp_path / path / f"cgroup.{name}").write_text(text)
-        return str(tmp_path / path)
 
-    group("top", "cpuset cpu memory pids", "memory pids")
-    group("top/user", "memory pids", "pids")
-    group("top/user/here", "pids", "")
+    group("top", "cpuset cpu memory pids", "memory pids", procs="1")
+    group("top/user", "memory pids", "pids", procs="", type="domain")
+    group("top/user/here", "pids", "", procs="2", type="domain")  # which could hand pids on, were it not for us
     machine = [Hierarchy((), str(tmp_path / "top"), str(tmp_path / "top/user/here"))]
 
     def parent(limits: Limits) -> str:
