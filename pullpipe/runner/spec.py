@@ -185,8 +185,9 @@ def _mount(asked: Bind | Tmpfs) -> dict[str, Any]:
         options = [name for attribute, name in _ATTRIBUTES.items() if attributes & attribute]
         options += [f"{key}={value}" for key, value in asked.options]
         return {"destination": asked.target, "type": "tmpfs", "source": "tmpfs", "options": options}
-    options = ["rbind", "rprivate", "rnodev"] if asked.recursive else ["bind", "private", "nodev"]
-    options += ["rro" if asked.recursive else "ro"] if asked.read_only else []
+    recursive = asked.recursive and os.path.isdir(asked.source)
+    options = ["rbind", "rprivate", "rnodev"] if recursive else ["bind", "private", "nodev"]
+    options += ["rro" if recursive else "ro"] if asked.read_only else []
     return {"destination": asked.target, "type": "bind", "source": asked.source, "options": options}
 
 

@@ -200,16 +200,17 @@ def test_walls_handed_over(hand_over: Run, tmp_path: Path) -> None:
     options = (
         *("--read-only", "--tmpfs=/t:size=1m", "--shm-size=2m", "--network=none", "--ulimit=nofile=99:100"),
         *(f"-v={tmp_path}:/writable", f"-v={tmp_path}:/closed:ro", "--device=/dev/null:/dev/other"),
+        f"-v={tmp_path}/file:/made/file:ro",
     )
     script = """
-        cat /closed/file; touch /closed/file /new || echo closed; touch /t/new /writable/new /dev/shm/new
+        cat /closed/file /made/file; touch /closed/file /made/file /new || echo closed; touch /t/new /writable/new /dev/shm/new
         df -k /t /dev/shm | awk '{ print $2 }' | tail -n 2; ls /sys/class/net; ulimit -n; ulimit -Hn
         echo x > /dev/other && stat -c %t:%T /dev/other
     """
     done = hand_over("sh", "-c", script, options=options)
-    assert done.stdout.split("\n") == (["of the host", "closed", "1024", "2048", "lo", "99", "100", "1:3", ""]), (
-        done.stderr
-    )
+    assert done.stdout.split("\n") == (
+        ["of the host", "of the host", "closed", "1024", "2048", "lo", "99", "100", "1:3", ""]
+    ), done.stderr
     assert (tmp_path / "new").exists()
 
 
