@@ -100,6 +100,7 @@ def _container(store: Store, container: Container) -> dict[str, Any]:
         "HostConfig": {
             "AutoRemove": settings.remove,
             "NetworkMode": settings.network,
+            "PortBindings": settings.ports,
             "ReadonlyRootfs": settings.read_only,
             **{_LIMITS[name]: value for name, value in settings.limits.items() if name in _LIMITS},
         },

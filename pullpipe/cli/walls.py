@@ -313,7 +313,7 @@ def _network(arguments: argparse.Namespace) -> Network:
     for word in (*arguments.dns_search, *arguments.dns_option):
         if not _is_plain(word):
             raise BadArgument(f"{word!r} cannot stand in a resolv.conf")
-    ports = tuple(map(_port, arguments.publish))
+    ports = tuple(port for text in arguments.publish for port in _ports(text))
     kind = arguments.network or ("private" if ports else "host")
     kind = _choice("--network", kind, "host", "none", "private", "pasta", "slirp4netns")
     names = (tuple(arguments.dns), tuple(arguments.dns_search), tuple(arguments.dns_option))
@@ -324,20 +324,26 @@ def _network(arguments: argparse.Namespace) -> Network:
     return Network("none" if kind == "none" else "host", tuple(hosts), *names)
 
 
-def _port(text: str) -> Port:
+def _ports(text: str) -> list[Port]:
     places, _, protocol = text.partition("/")
     rest, _, inside = places.rpartition(":")
     address, _, outside = rest.rpartition(":")
     address = address.removeprefix("[").removesuffix("]")
-    if not (_is_port(outside) and _is_port(inside) and protocol in ("", "tcp", "udp")):
-        raise BadArgument(f"-p {text} is none: [ADDRESS:]PORT:PORT, one port of this machine and one of the container")
+    ranges = _port_range(outside), _port_range(inside)
+    if not ranges[0] or len(ranges[0]) != len(ranges[1]) or protocol not in ("", "tcp", "udp"):
+        raise BadArgument(
+            f"-p {text} is none: [ADDRESS:]PORT:PORT[/udp], one of this machine and one of the container, or as many"
+        )
     if address and not _is_address(address):
         raise BadArgument(f"-p {text}: {address} is no address")
-    return Port(int(outside), int(inside), protocol or "tcp", address)
+    return [Port(*pair, protocol or "tcp", address) for pair in zip(*ranges, strict=True)]
 
 
-def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdigit() and 0 < int(text) < 1 << 16
+def _port_range(text: str) -> range:
+    """FIRST-LAST, or one port; empty where it is none."""
+    match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    return range(first, last + 1) if first and last < 1 << 16 else range(0)
 
 
 def _is_address(text: str) -> bool:

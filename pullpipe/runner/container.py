@@ -23,7 +23,7 @@ from pullpipe.runner.process import Entrance, Life
 from pullpipe.runner.settings import STOP_TIMEOUT, Settings, plain, signal_name, walls_of
 from pullpipe.runner.state import State
 from pullpipe.runner.streams import Ours, Streams
-from pullpipe.runner.walls import Bind, Walls
+from pullpipe.runner.walls import Bind, Port, Walls
 from store import Container, InUse, Store
 from store.locks import Lock
 from store.trees import remove_tree
@@ -187,6 +187,7 @@ def _settings(image: LocalImage, planned: Command, options: Options) -> Settings
         stop_signal=_stop_signal(image, options),
         stop_timeout=options.stop_timeout,
         network=walls.network.kind,
+        ports=_bindings(walls.network.ports),
         read_only=walls.read_only,
         limits={name: value for name, value in (options.limits._asdict() if options.limits else {}).items() if value},
         mounts=tuple(
@@ -202,6 +203,14 @@ def _settings(image: LocalImage, planned: Command, options: Options) -> Settings
         ),
         walls=plain(walls),
     )
+
+
+def _bindings(ports: Sequence[Port]) -> dict[str, list[dict[str, str]]]:
+    found: dict[str, list[dict[str, str]]] = {}
+    for port in ports:
+        binding = {"HostIp": port.address, "HostPort": str(port.outside)}
+        found.setdefault(f"{port.inside}/{port.protocol}", []).append(binding)
+    return found
 
 
 def _stop_signal(image: LocalImage, options: Options) -> str:

@@ -35,6 +35,7 @@ class Settings(NamedTuple):
     stop_signal: str = STOP_SIGNAL
     stop_timeout: int = STOP_TIMEOUT  # seconds; -1: for ever
     network: str = "host"
+    ports: Mapping[str, Any] = {}  # as Docker's inspect shows them
     read_only: bool = False
     limits: Mapping[str, Any] = {}
     mounts: tuple[Mapping[str, Any], ...] = ()  # as Docker's inspect shows them
