@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from pullpipe.errors import BadArgument
 from pullpipe.local import LocalImage
@@ -72,19 +73,13 @@ class Unpacking:
 
     def _brought_up(self, number: int, entries: Sequence[Entry], lower: View) -> Iterator[str]:
         """Files of lower layers, that the layer has further names for, are copied as overlayfs would do it."""
-        said = False
-        for entry in entries:
-            if entry.is_directory or entry.is_whiteout or entry.status.st_nlink < 2:
-                continue
-            try:
-                below = lower.find(entry.absolute)
-            except BadArgument:
-                continue
-            if not said:
-                yield "# This one has hard links to files of lower layers: copies of those have to be here."
-                said = True
-            place, copied = quoted(f"{number}/{_parent(entry.path)}"), quoted(f"{number}/{entry.path}")
-            yield f"mkdir --parents {place} && cp --archive {quoted(f'{below.layer}/{entry.path}')} {copied}"
+        linked = {entry.path for entry in entries if not entry.is_directory and entry.status.st_nlink > 1}
+        below = {path: entry for path, entry in lower.among(linked).items() if not entry.is_directory}
+        if below:
+            yield "# This one has hard links to files of lower layers: copies of those have to be here."
+        for path, entry in sorted(below.items()):
+            place, copied = quoted(f"{number}/{_parent(path)}"), quoted(f"{number}/{path}")
+            yield f"mkdir --parents {place} && cp --archive {quoted(f'{entry.layer}/{path}')} {copied}"
 
 
 def _hidden(number: int, entries: Sequence[Entry]) -> Iterator[str]:
@@ -118,12 +113,12 @@ def _with_parents(path: str) -> Iterator[str]:
 def _moved(paths: Sequence[str], lower: View) -> list[tuple[str, str]]:
     """Which of the directories are symlinks in the layers below, and where these lead; longer paths first."""
     found = {}
+    known = lower.among(set(paths))
     for path in paths:
-        try:
-            if path and lower.find(f"/{path}").target:
-                found[path] = lower.find(f"/{path}", follow=True).path
-        except BadArgument:
-            continue
+        if path and not (path in known and known[path].is_directory):
+            with suppress(BadArgument):
+                if lower.find(f"/{path}").target:
+                    found[path] = lower.find(f"/{path}", follow=True).path
     return sorted(found.items(), reverse=True)
 
 
@@ -135,17 +130,10 @@ def _rule(path: str, real: str) -> str:
 
 def _described(number: int, layer: Source, stacked: View) -> Iterator[str]:
     """The directories that tar has made on the way to others, which overlayfs would show in place of the real ones."""
-    said = False
-    for path in sorted(set(layer.info.implied) - {""}):
-        try:
-            entry = stacked.find(f"/{path}")
-        except BadArgument:
-            continue
-        if not entry.is_directory:
-            continue
-        if not said:
-            yield "# Directories without an entry of their own are as a layer below has them."
-            said = True
+    found = {path: entry for path, entry in stacked.among(set(layer.info.implied)).items() if entry.is_directory}
+    if found:
+        yield "# Directories without an entry of their own are as a layer below has them."
+    for path, entry in sorted(found.items()):
         place = quoted(f"{number}/{path}")
         yield f"same {quoted(f'{entry.layer}/{path}')} {place}" if entry.described else f"plain {place}"
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from pullpipe.errors import BadArgument
@@ -169,6 +169,19 @@ class View:
             yield entry
             if entry.is_directory and (depth < 0 or len(todo) <= depth):
                 todo.append(iter(self.children(entry)))
+
+    def among(self, paths: Collection[str]) -> dict[str, Entry]:
+        """What is at these paths, by them, as far as it is there; no symlink is followed."""
+        ways = {path[:end] for path in paths for end in range(1, len(path)) if path[end] == "/"}
+        found = {}
+        todo = [self.root()]
+        while todo:
+            for entry in self.children(todo.pop()):
+                if entry.path in paths:
+                    found[entry.path] = entry
+                if entry.path in ways and entry.is_directory:
+                    todo.append(entry)
+        return found
 
     def find(self, path: str, *, follow: bool = False) -> Entry:
         """What is at the path. Symlinks on the way are followed inside the tree, and with `follow`, or where the path
