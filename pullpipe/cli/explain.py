@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import TYPE_CHECKING
 
 from pullpipe.cli.common import open_store
 from pullpipe.local import LocalImage
@@ -11,6 +12,9 @@ from pullpipe.look.chosen import Chosen
 from pullpipe.runner import command
 from pullpipe.runner.command import Overrides
 from store import Store
+
+if TYPE_CHECKING:
+    from pullpipe.runner.walls import Walls
 
 HELP = "print the shell commands that do by hand what `run` does, for this image"
 
@@ -30,11 +34,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def explain(
-    store: Store, image: LocalImage, overrides: Overrides, *, hostname: str = "", plain_http: bool = False
+    store: Store,
+    image: LocalImage,
+    overrides: Overrides,
+    *,
+    hostname: str = "",
+    plain_http: bool = False,
+    walls: Walls | None = None,
 ) -> int:
     """Prints it."""
     from pullpipe.look.explain import Made, script
+    from pullpipe.runner.walls import Walls
 
     planned = command.plan(image.config, overrides, os.environ, terminal=False)
-    print(script(store, image, Made(planned, hostname, plain_http)), end="")
+    print(script(store, image, Made(planned, hostname, plain_http, walls or Walls())), end="")
     return 0

@@ -75,7 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.explain:
         from pullpipe.cli.explain import explain
 
-        return explain(store, image, overrides, hostname=arguments.hostname, plain_http=arguments.plain_http)
+        http = arguments.plain_http
+        return explain(store, image, overrides, hostname=arguments.hostname, plain_http=http, walls=walls)
     options = container.Options(
         overrides=overrides,
         name=arguments.name,

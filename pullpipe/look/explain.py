@@ -24,6 +24,7 @@ from pullpipe.reference import Reference
 from pullpipe.registry.hosts import origin
 from pullpipe.runner import capabilities, command
 from pullpipe.runner.command import ACCOUNTS_LIMIT, Command
+from pullpipe.runner.walls import Walls
 from store import Digest, Store
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -72,6 +73,7 @@ class Made(NamedTuple):
     planned: Command
     hostname: str = ""  # empty: one is chosen
     plain_http: bool = False  # the registry speaks HTTP without TLS
+    walls: Walls = Walls()  # of which none is shown: that something is left out is said
 
 
 def script(store: Store, image: LocalImage, made: Made) -> str:
@@ -196,6 +198,8 @@ def _process(unpacking: Unpacking, made: Made) -> Iterator[str]:
     yield "# of namespaces of its own. What is mounted there is gone with the last process in them. The lines up to"
     yield "# INSIDE are what a shell does there before it becomes the image's command. (pullpipe builds more walls: a"
     yield "# filter of system calls, less of /proc and /sys, cgroups.)"
+    if made.walls != Walls():
+        yield "# Left out is what else was asked for: mounts, devices, other capabilities, a network, limits."
     yield "unshare --mount --uts --ipc --pid --fork --kill-child bash -eu 3<&0 <<'INSIDE'"
     yield f"    mount -t overlay overlay -o lowerdir={lower},upperdir=upper,workdir=work root"
     yield f"    hostname {quoted(hostname)}"
@@ -207,17 +211,16 @@ def _process(unpacking: Unpacking, made: Made) -> Iterator[str]:
     yield ""
     yield _ROOT
     yield ""
-    yield "    # And now the command: as the image's user, with its variables, and with the capabilities that Docker"
-    yield "# gives."
+    yield "    # And now the command: as the image's user, with its variables, and with Docker's capabilities."
     names = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in capabilities.names_of(capabilities.DEFAULT))
     enter = f'"$(command -v unshare)" --root=. {quoted(f"--wd={planned.working_dir}")}'
     groups = ",".join(map(str, identity.groups))
     if identity.uid == 0:
-        yield f"    exec setpriv --bounding-set=-all,{names} \\"
+        yield f"    exec setpriv --bounding-set=-all,{names} --inh-caps=-all \\"
         yield f"        --regid={identity.gid} --groups={groups} env -i -- \\"
     else:
         yield f"    # (It should be a member of these groups, too, and unshare makes it one of none: {groups}.)"
-        yield f"    exec setpriv --bounding-set=-all,{names} env -i -- \\"
+        yield f"    exec setpriv --bounding-set=-all,{names} --inh-caps=-all env -i -- \\"
         enter += f" --setuid={identity.uid} --setgid={identity.gid}"
     for name, value in env.items():
         yield f"        {quoted(f'{name}={value}')} \\"

@@ -139,10 +139,12 @@ def test_run_explain(cli: Cli, registry: Registry, tmp_path: Path) -> None:
         reference,
         "sh",
         "-c",
-        "id -u; id -g; pwd; hostname; env | sort; ls /; cat",
+        "id -u; id -g; pwd; hostname; env | sort; ls /; grep Cap /proc/self/status; cat",
     ]
     text = ok(cli, "run", "--explain", "--rm", *words)
     assert ok(cli, "ps", "-q") == ""
+    assert "Left out" not in text
+    assert "Left out" in ok(cli, "run", "--explain", "--read-only", reference, "sh")
     out = executed(text, tmp_path / "first", "said")
     assert out.endswith(ok(cli, "run", "-i", "--rm", *words, stdin="said"))
     tree = mounted_tree(cli, reference, tmp_path / "m")
