@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 TOOLS := docker-registry:docker-registry skopeo:skopeo umoci:umoci podman:podman buildah:buildah runc:runc crun:crun ldd:libc-bin \
     bsdtar:libarchive-tools busybox:busybox-static pax:pax zstd:zstd pigz:pigz igzip:isal bgzip:tabix openssl:openssl \
     strace:strace setpriv:util-linux unshare:util-linux newuidmap:uidmap fuse-overlayfs:fuse-overlayfs ip:iproute2 \
-    pasta:passt slirp4netns:slirp4netns groff:groff-base losetup:mount mkfs.ext4:e2fsprogs \
+    curl:curl setfattr:attr pasta:passt slirp4netns:slirp4netns groff:groff-base losetup:mount mkfs.ext4:e2fsprogs \
     mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs
 
 .PHONY: demo test check fuzz soak torture docs bench tools clean
