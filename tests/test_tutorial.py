@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from tests.conftest import PROJECT, leave_out, require
 from tests.support.hub import hub
 from tests.support.pages import Outcome, Step, fits, run, steps
+from tests.support.program import on_path
 
 pytestmark = pytest.mark.needs_root
 
@@ -28,18 +27,13 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     for tool in ("bash", "busybox", "curl", "ip", "setfattr", "tar", "unshare"):
         require(tool)
     directory = tmp_path_factory.mktemp("tutorial")
-    (directory / "bin").mkdir()
-    program = directory / "bin" / "pullpipe"
-    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m pullpipe "$@"\n')
-    program.chmod(0o755)
     images = Path(os.environ.get("PULLPIPE_TEST_IMAGES", PROJECT.parent / "shared" / "images"))
     with hub(directory, images) as settings:
         (directory / "pullpipe").mkdir()
         settings.rename(directory / "pullpipe" / "registries.conf")
         environment = {
             "HOME": str(directory),
-            "PATH": f"{directory}/bin:{os.environ['PATH']}",
-            "PYTHONPATH": str(PROJECT),
+            "PATH": on_path(directory / "bin"),
             "XDG_CONFIG_HOME": str(directory),
             "LC_ALL": "C.UTF-8",
         }

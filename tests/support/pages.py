@@ -66,6 +66,7 @@ def run(
     where = scratch / "here"
     where.mkdir()
     lines = ["ip link set lo up", f"mount -t tmpfs tmpfs {where}", f"cd {where}", "code=0"]
+    lines.append("export PULLPIPE_ROOT=$PWD/store")  # whatever the page does, not the machine's
     for number, step in enumerate(page):
         file = shlex.quote(str(scratch / str(number)))
         (scratch / str(number)).write_text(step.command + "\n")
