@@ -203,7 +203,8 @@ def test_walls_handed_over(hand_over: Run, tmp_path: Path) -> None:
         f"-v={tmp_path}/file:/made/file:ro",
     )
     script = """
-        cat /closed/file /made/file; touch /closed/file /made/file /new || echo closed; touch /t/new /writable/new /dev/shm/new
+        cat /closed/file /made/file; touch /closed/file /made/file /new || echo closed
+        touch /t/new /writable/new /dev/shm/new
         df -k /t /dev/shm | awk '{ print $2 }' | tail -n 2; ls /sys/class/net; ulimit -n; ulimit -Hn
         echo x > /dev/other && stat -c %t:%T /dev/other
     """
