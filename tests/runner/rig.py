@@ -57,6 +57,7 @@ def started(
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        bufsize=0,  # so that `line` sees whether there is more
         pass_fds=pass_fds,
         start_new_session=True,
     ) as process:
@@ -68,7 +69,7 @@ def started(
 
 
 def line(process: subprocess.Popen[bytes]) -> str:
-    """The next line that the command prints."""
+    """The next line that the command prints; nothing may be buffered."""
     assert process.stdout is not None
     assert select.select([process.stdout], [], [], PATIENCE)[0], "it prints nothing"
     return process.stdout.readline().decode().rstrip("\n")

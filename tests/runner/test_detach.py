@@ -43,7 +43,7 @@ def follow(store_root: Path) -> Callable[..., subprocess.Popen[bytes]]:
 
     def follow(*options: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "pullpipe", "--root", str(store_root), "logs", "-f", *options, "c"]
-        return subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
 
     return follow
 
@@ -114,7 +114,7 @@ def test_removed_by_itself(cli: Cli, start: Start, store_root: Path) -> None:
 def test_wait_for_what_is_removed(cli: Cli, start: Start, store_root: Path) -> None:
     start("read x < /f; exit 5", "--rm", f"-v={fifo(store_root.parent)}:/f")
     command = [sys.executable, "-m", "pullpipe", "--root", str(store_root), "wait", "c"]
-    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE) as waiting:
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, bufsize=0) as waiting:
         lock = next((store_root / "containers").iterdir()) / "lock"
         until(lambda: is_waited_for(lock), "nobody waits")
         (store_root.parent / "fifo").write_text("go\n")

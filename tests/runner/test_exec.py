@@ -201,13 +201,15 @@ def test_signals(root: Path) -> None:
     """They reach the command; one without a handler ends it. And it ends with whoever has started it."""
     command = [sys.executable, "-m", "pullpipe", "--root", str(root), "exec", "c", "sh", "-c"]
     script = "trap 'echo heard; exit 9' TERM; echo up; while :; do sleep 0.02; done"
-    with subprocess.Popen([*command, script], cwd=PROJECT, stdout=subprocess.PIPE) as run:
+    with subprocess.Popen([*command, script], cwd=PROJECT, stdout=subprocess.PIPE, bufsize=0) as run:
         assert line(run) == "up"
         run.terminate()
         assert line(run) == "heard"
         assert run.wait(PATIENCE) == 9
     for end, code in ((subprocess.Popen.terminate, 143), (subprocess.Popen.kill, -9)):
-        with subprocess.Popen([*command, "echo up; exec sleep 1000"], cwd=PROJECT, stdout=subprocess.PIPE) as run:
+        with subprocess.Popen(
+            [*command, "echo up; exec sleep 1000"], cwd=PROJECT, stdout=subprocess.PIPE, bufsize=0
+        ) as run:
             assert line(run) == "up"
             process = Watched(*children(run.pid))
             end(run)
@@ -232,7 +234,7 @@ def test_the_end_of_the_container(another: Callable[..., None], cli: Cli, store_
             "-c",
             "echo up; sleep 1000",
         ]
-        with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE) as run:
+        with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, bufsize=0) as run:
             assert line(run) == "up"
             out(cli("rm", "-f", "c"))
             assert run.wait(PATIENCE) == 137
