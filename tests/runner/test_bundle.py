@@ -209,9 +209,8 @@ def test_walls_handed_over(hand_over: Run, tmp_path: Path) -> None:
         echo x > /dev/other && stat -c %t:%T /dev/other
     """
     done = hand_over("sh", "-c", script, options=options)
-    assert done.stdout.split("\n") == (
-        ["of the host", "of the host", "closed", "1024", "2048", "lo", "99", "100", "1:3", ""]
-    ), done.stderr
+    shown = ["of the host", "of the host", "closed", "1024", "2048", "lo", "99", "100", "1:3", ""]
+    assert done.stdout.split("\n") == shown, done.stderr
     assert (tmp_path / "new").exists()
 
 
