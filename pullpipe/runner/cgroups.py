@@ -121,7 +121,7 @@ def _parent(unified: Hierarchy, wanted: Iterable[Setting]) -> str:
     options = ", ".join(dict.fromkeys(setting.option for setting in wanted if not setting.optional))
     raise RunError(
         f"{options} cannot be kept: no cgroup from {unified.here} upward that is ours can hand {', '.join(needed)} on; "
-        + ("let this container have its cgroups for itself" if namespace.is_machines_root() else _DELEGATE)
+        + (_OUTER if namespace.is_machines_root() else _DELEGATE)
     )
 
 
@@ -132,6 +132,7 @@ def _may_have_children(group: str) -> bool:
     return allowed and (not os.path.exists(f"{group}/cgroup.type") or not _words(group, "cgroup.procs"))
 
 
+_OUTER = "where pullpipe runs in a container itself, give that one cgroups of its own, to be written to"
 _DELEGATE = "use sudo, or `systemd-run --user --scope --property Delegate=yes pullpipe run …`"
 
 
@@ -147,7 +148,7 @@ def make(groups: Iterable[Group], name: str) -> None:
         try:
             os.mkdir(made, 0o755)
         except OSError as error:
-            remedy = "let this container have its cgroups to write to" if namespace.is_machines_root() else "use sudo"
+            remedy = _OUTER if namespace.is_machines_root() else "use sudo"
             reason = (error.strerror or "").lower()
             raise RunError(
                 f"a limit takes a cgroup, and none can be made in {group.parent}: {reason}; {remedy}"

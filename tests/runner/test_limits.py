@@ -185,6 +185,20 @@ def test_the_group_goes_with_the_container(
     assert groups(str(container["id"])) == []
 
 
+def test_killing_the_runner(cli: Cli, image: None, store_root: Path) -> None:
+    """SIGKILL: the container ends with it, and the next command removes the group."""
+    with started(store_root, "--pids-limit=50", "test", "sh", "-c", "echo up; sleep 1000") as run:
+        assert line(run) == "up"
+        [container] = containers(cli)
+        [group] = groups(str(container["id"]))
+        assert (group / "cgroup.procs").read_text()
+        run.kill()
+        run.wait()
+    [container] = containers(cli)
+    assert container["status"] == "killed"
+    assert groups(str(container["id"])) == []
+
+
 # What cannot be.
 
 
