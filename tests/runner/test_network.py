@@ -271,31 +271,51 @@ def test_the_machines_loopback(program: str, who: str, caller: Caller, machine: 
             assert not heard(*loopbacks, wait=0)
 
 
+def test_through_a_runtime(root: Caller) -> None:
+    """What it starts is in the network, too."""
+    require("runc")
+    done = root.run("--network=private", "--runtime=runc", "test", "sh", "-c", "ls /sys/class/net; ip route | wc -l")
+    assert out(done).split() == ["eth0", "lo", "2"]
+
+
 # In.
 
 
 def test_ports(caller: Caller, machine: World) -> None:
     """What comes to a port of the machine goes to one of the container, by TCP and UDP, to all addresses or to one."""
     code = """
-import socket
-tcp = socket.create_server(("", 80))
+import select, socket
+servers = {socket.create_server(("", port)): port for port in (80, 81)}
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 udp.bind(("", 53))
 print("up", flush=True)
-for _ in range(3):
-    connection, _ = tcp.accept()
-    connection.sendall(b"tcp " + connection.recv(100))
+for _ in range(4):
+    server = select.select(list(servers), [], [])[0][0]
+    connection, _ = server.accept()
+    connection.sendall(b"%d " % servers[server] + connection.recv(100))
     connection.close()
 data, sender = udp.recvfrom(100)
 udp.sendto(b"udp " + data, sender)
 """
-    ports = ("-p", "127.0.0.1:4001:80", "--publish=4002:80/tcp", "-p", f"{OWN}:4005:80", f"-p{OTHER}:4003:53/udp")
-    with caller.running(*ports, *host_python(), "test", "python", "-S", "-c", code) as run:
+    ports = (
+        "-p",
+        "127.0.0.1:4001:80",
+        "--publish=4002:80/tcp",
+        "-p",
+        f"{OWN}:4005-4006:80-81",
+        f"-p{OTHER}:4003:53/udp",
+    )
+    with caller.running("--name=ports", *ports, *host_python(), "test", "python", "-S", "-c", code) as run:
         assert line(run) == "up"
-        for address, port in (("127.0.0.1", 4001), (OTHER, 4002), (OWN, 4005)):
+        shown = json.loads(subprocess.check_output(caller.command("inspect", "ports"), cwd=PROJECT))["HostConfig"]
+        assert shown["NetworkMode"] == "private"
+        assert shown["PortBindings"]["81/tcp"] == [{"HostIp": OWN, "HostPort": "4006"}]
+        assert [one["HostPort"] for one in shown["PortBindings"]["80/tcp"]] == ["4001", "4002", "4005"]
+        assert shown["PortBindings"]["53/udp"] == [{"HostIp": OTHER, "HostPort": "4003"}]
+        for address, port, inside in (("127.0.0.1", 4001, 80), (OTHER, 4002, 80), (OWN, 4005, 80), (OWN, 4006, 81)):
             with machine.connected(address, port) as connection:
                 connection.sendall(b"hello")
-                assert connection.recv(100) == b"tcp hello"
+                assert connection.recv(100) == f"{inside} hello".encode()
         with pytest.raises(ConnectionRefusedError):
             machine.connected(OTHER, 4001)
         with machine.receiving(OTHER, 4004) as client:
@@ -303,22 +323,6 @@ udp.sendto(b"udp " + data, sender)
             assert heard(client)
             assert client.recv(100) == b"udp hello"
         assert run.wait(PATIENCE) == 0
-
-
-def test_ranges_of_ports(root: Caller, machine: World) -> None:
-    """As many of the machine as of the container; `inspect` tells of them by Docker's names."""
-    script = 'for p in 81 82; do nc -ll -p $p -e sh -c "read x; echo $p" & done; echo up; read x'
-    with root.running("-i", "--name=ranges", "-p", "4001-4002:81-82", "test", "sh", "-c", script) as run:
-        assert line(run) == "up"
-        for port in 4001, 4002:
-            with machine.connected("127.0.0.1", port) as connection:
-                connection.sendall(b"hello\n")
-                assert connection.recv(100) == f"{port - 3920}\n".encode()
-        shown = json.loads(subprocess.check_output(root.command("inspect", "ranges"), cwd=PROJECT))
-        assert shown["HostConfig"]["NetworkMode"] == "private"
-        assert shown["HostConfig"]["PortBindings"] == {
-            f"{port - 3920}/tcp": [{"HostIp": "", "HostPort": str(port)}] for port in (4001, 4002)
-        }
 
 
 def test_a_port_that_is_in_use(user: Caller, machine: World) -> None:
