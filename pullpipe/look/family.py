@@ -24,15 +24,15 @@ class Member(NamedTuple):
 
 def family(store: Store, wanted: Collection[str] = ()) -> list[Member]:
     """The store's images; or only those that share a layer with the images of these names, and these."""
-    images = list(local.readable(store))
+    everybody = images = list(local.readable(store))
     if wanted:
         known = {diff_id for one in images if one.record.reference in wanted for diff_id in one.config.diff_ids}
         images = [one for one in images if one.record.reference in wanted or not known.isdisjoint(one.config.diff_ids)]
-    return _Tree(store, images).members()
+    return _Tree(store, images, everybody).members()
 
 
 class _Tree:
-    def __init__(self, store: Store, images: Sequence[LocalImage]) -> None:
+    def __init__(self, store: Store, images: Sequence[LocalImage], everybody: Sequence[LocalImage]) -> None:
         self._store = store
         self._ends: dict[Digest | None, list[LocalImage]] = {}  # by the chainID of all their layers
         self._above: dict[Digest | None, dict[Digest, Digest]] = {}  # chainIDs on top of this one, and their diffIDs
@@ -43,7 +43,7 @@ class _Tree:
                 below = chain_id
             self._ends.setdefault(below, []).append(image)
         # Of images that are the same layer by layer, each is no other.
-        chains = {one.chain_id: set(one.config.diff_ids) for one in local.readable(store)}
+        chains = {one.chain_id: set(one.config.diff_ids) for one in everybody}
         self._users = Counter(diff_id for diff_ids in chains.values() for diff_id in diff_ids)
         self._sizes: dict[Digest, int] = {}
 
