@@ -80,9 +80,7 @@ def test_image_of_commit(base: str, path: str, cli: Cli, store_root: Path, tmp_p
     assert json.loads(ok(cli, "--root", tmp_path / "other", "inspect", "app:1"))["digest"] == one["digest"]
 
 
-def test_feed_neighbours(
-    base: str, path: str, registry: Registry, store_root: Path, tmp_path: Path, cli: Cli
-) -> None:
+def test_feed_neighbours(base: str, path: str, registry: Registry, store_root: Path, tmp_path: Path, cli: Cli) -> None:
     """Two others have the image by its own name, and no other; its registry has been asked for each blob once."""
     log = Log(registry, "examples")
     others = [tmp_path / "b", tmp_path / "c"]

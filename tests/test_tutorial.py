@@ -12,7 +12,7 @@ from tests.support.hub import hub
 from tests.support.pages import Outcome, Step, fits, run, steps
 from tests.support.program import on_path
 
-pytestmark = pytest.mark.needs_root
+pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(330)]
 
 PAGE = steps((PROJECT / "docs/tutorial.md").read_text())
 SECTIONS = list(dict.fromkeys(step.section for step in PAGE))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _BLOCK = re.compile(r"(?:^<!-- needs: (\w+) -->\n)?^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_SECONDS = 100.0
+_SECONDS = 300.0
 
 # Mounts, processes, and ports of the machine are out of reach, and what is left of them ends with the shell.
 _APART = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
