@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -24,13 +23,11 @@ pytestmark = pytest.mark.needs_root
 EXAMPLES = PROJECT / "examples"
 
 
-def example(
-    name: str, *words: str | Path, path: str, root: Path, cwd: Path, env: Mapping[str, str] | None = None
-) -> str:
+def example(name: str, *words: str | Path, path: str, root: Path, cwd: Path, umask: int = -1) -> str:
     """What it prints."""
-    environment = {**os.environ, "PATH": path, "PULLPIPE_ROOT": str(root), **(env or {})}
+    environment = {**os.environ, "PATH": path, "PULLPIPE_ROOT": str(root)}
     done = subprocess.run(
-        [EXAMPLES / name, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60
+        [EXAMPLES / name, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, umask=umask
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -67,10 +64,9 @@ def test_image_of_commit(base: str, path: str, cli: Cli, store_root: Path, tmp_p
     git("commit", "--quiet", "--message", "first", cwd=first)
     subprocess.run(["sh", "-c", f"umask 077; git clone --quiet {first} {second}"], check=True)
     (second / "not-committed").touch()
-    for clone, root in (first, store_root), (second, tmp_path / "other"):
-        assert example("image-of-commit.sh", base, "app:1", path=path, root=root, cwd=clone).split() == [
-            "docker.io/library/app:1"
-        ]
+    for clone, root, umask in (first, store_root, 0o022), (second, tmp_path / "other", 0o077):
+        printed = example("image-of-commit.sh", base, "app:1", path=path, root=root, cwd=clone, umask=umask)
+        assert printed == "docker.io/library/app:1\n"
     one = json.loads(ok(cli, "inspect", "app:1"))
     assert one["config"]["created"] == "2023-11-14T22:13:20Z"
     assert re.sub("[0-9-]{10} [0-9:]{5}", "TIME", ok(cli, "ls", "app:1#3")).splitlines() == [
