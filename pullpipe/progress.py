@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 _INTERVAL = 0.1  # seconds between two reports on one layer
 
 
+def counted(count: int, things: str) -> str:
+    """`1 layer`, `2 layers`."""
+    return f"{count} {things.removesuffix('s') if count == 1 else things}"
+
+
 class Words(NamedTuple):
     """What the faces call it."""
 
@@ -116,7 +121,7 @@ class Plain(Progress):
         have = len(layers) - len(missing)
         size = human_size(sum(layer.size for layer in missing))
         words = self._words
-        self.note(f"{len(layers)} {what}, {have} {words.here}, {len(missing)} {words.to_do} ({size})")
+        self.note(f"{counted(len(layers), what)}, {have} {words.here}, {len(missing)} {words.to_do} ({size})")
 
     def plan_check(self, blobs: Sequence[Descriptor]) -> None:
         self.note(f"blobs to check: {len(blobs)} ({human_size(sum(blob.size for blob in blobs))})")

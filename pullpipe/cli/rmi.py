@@ -7,7 +7,7 @@ import sys
 
 from pullpipe import local
 from pullpipe.cli.common import open_store
-from pullpipe.progress import human_size
+from pullpipe.progress import counted, human_size
 from pullpipe.reference import Reference
 from store import InUse
 
@@ -27,6 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise InUse(f"{reference} is used by {', '.join(users)}; `pullpipe rm {' '.join(users)}` first")
         swept = local.remove(store, reference)
         print(reference)
-        freed = f"{swept.layers} layers and {swept.blobs} blobs ({human_size(swept.blob_bytes)})"
+        freed = (
+            f"{counted(swept.layers, 'layers')} and {counted(swept.blobs, 'blobs')} ({human_size(swept.blob_bytes)})"
+        )
         print(f"removed {freed}", file=sys.stderr)
     return 0

@@ -12,7 +12,7 @@ from pullpipe import local
 from pullpipe.cli.common import open_store
 from pullpipe.errors import BadArgument
 from pullpipe.local import LocalImage
-from pullpipe.progress import human_size
+from pullpipe.progress import counted, human_size
 from pullpipe.reference import Reference
 from pullpipe.transports import docker_archive_writer, layout_writer
 from pullpipe.transports.outputs import tar_archive
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     images = [local.find(store, reference) for reference in references]
     if not arguments.quiet:
         for image in images:
-            layers = f"{len(image.manifest.layers)} layers, {human_size(image.size)}"
+            layers = f"{counted(len(image.manifest.layers), 'layers')}, {human_size(image.size)}"
             print(f"saving {image.record.reference} ({layers})", file=sys.stderr)
     with _sigterm_cleans_up():
         names = _save(store, images, arguments)

@@ -9,7 +9,7 @@ from typing import TypeVar
 from pullpipe import local
 from pullpipe.errors import NotFound, first_cause
 from pullpipe.oci import Descriptor
-from pullpipe.progress import Progress
+from pullpipe.progress import Progress, counted
 from pullpipe.registry.uploads import UploadClient
 from pullpipe.transports.exports import Export
 from pullpipe.transports.stored import proven
@@ -39,7 +39,7 @@ async def push(
         Descriptor("", digest, store.blobs.size(digest) or 0) for digest in image.blobs if digest not in image.foreign
     ]
     if count := len(image.foreign):
-        layers = "1 layer" if count == 1 else f"{count} layers"
+        layers = counted(count, "layers")
         progress.note(f"{layers} may not be handed on, and will be fetched from their owner")
     there = await _each(blobs, lambda blob: client.has(blob.digest))
     lacking = [blob for blob, here in zip(blobs, there, strict=True) if not here]
