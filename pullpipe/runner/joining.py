@@ -99,6 +99,8 @@ def _someone_inside(first: First) -> int:
     if first.state.runtime:  # which is the first process, and not in the container itself
         raise RunError(f"the container was handed over to {first.state.runtime}, and cannot be joined; stop it first")
     pid = first.state.pid
+    if runtime := first.state.runtime:  # which is that process, and sees the host
+        raise RunError(f"the container was handed over to {runtime}, so nothing of ours can go there while it runs")
     if not first.state.init:
         return pid
     with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:

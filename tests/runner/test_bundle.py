@@ -341,15 +341,36 @@ def test_a_terminal(shell_root: Path) -> None:
         assert shown.modes() == shown.before
 
 
+def begun(cli: Cli) -> bool:
+    """Whether the container `c` has said so."""
+    logs = cli("logs", "c")
+    assert containers(cli)[0]["exit_code"] is None, logs.stderr
+    return "up" in logs.stdout
+
+
 def test_in_the_background(cli: Cli, image: None) -> None:
-    """-d: what it prints is kept, it is stopped as any other, and takes no further commands."""
+    """-d: what it prints is kept, and it is stopped as any other."""
     script = "trap 'echo heard; exit 9' TERM; echo up; while :; do sleep 0.05; done"
     out(cli("run", "-d", "--name=c", "--runtime=runc", "test", "sh", "-c", script))
-    until(lambda: "up" in out(cli("logs", "c")), "the command to begin")
-    assert "handed over to runc" in error(cli("exec", "c", "true"), 125)
+    until(lambda: begun(cli), "the command to begin")
     out(cli("stop", "c"))
     assert out(cli("logs", "c")) == "up\nheard"
     assert containers(cli)[0]["exit_code"] == 9
+
+
+def test_nothing_of_ours_goes_where_the_runtime_is(cli: Cli, image: None, tmp_path: Path) -> None:
+    """It sees the machine's files: exec and cp would be there, and not in the container."""
+    (tmp_path / "file").write_text("of the host")
+    out(cli("run", "-d", "--name=c", "--runtime=runc", "test", "sh", "-c", "echo up; sleep 1000"))
+    until(lambda: begun(cli), "the command to begin")
+    for command, code in (
+        (("exec", "c", "true"), 125),
+        (("cp", f"{tmp_path}/file", f"c:{tmp_path}/copied"), 1),
+        (("cp", f"c:{tmp_path}/file", f"{tmp_path}/copied"), 1),
+    ):
+        assert "handed over to runc" in error(cli(*command), code)
+    assert not (tmp_path / "copied").exists()
+    out(cli("rm", "-f", "c"))
 
 
 def test_crun(hand_over: Run) -> None:
