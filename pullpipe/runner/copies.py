@@ -240,7 +240,8 @@ class Receiver:
         try:
             os.chown(target, uid, gid, dir_fd=directory, follow_symlinks=isinstance(target, int))
         except OSError as error:
-            raise _refused(clean(entry.name), f"it cannot be given to {uid}:{gid} ({error.strerror})") from error
+            why = f"it cannot be given to {uid}:{gid} ({(error.strerror or 'refused').lower()})"
+            raise _refused(self._mapped(entry.name), f"{why}; copy it without -a, or as an archive: to `-`") from error
 
 
 def _refused(path: tuple[bytes, ...], why: str) -> BadArgument:

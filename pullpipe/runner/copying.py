@@ -79,6 +79,8 @@ def take_out(store: Store, container: Container, source: str, target: str, *, fo
             raise BadArgument(f"there is no directory {directory}; make it first")
         rules = Rules() if archive else Rules((os.geteuid(), os.getegid()), 0o777)
         top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if archive:
+            _know_owners()
         try:
             Receiver(lambda names: copies.enter(top, names), name, rules).receive(TarStream(lambda: data.read(_PIECE)))
         except LayerError:
@@ -123,11 +125,19 @@ def _give(
 ) -> None:
     with _agent(store, container, lambda agent: agent.receive(what, target, archive), "wb") as (told, data):
         told()  # there is a place for it
+        if what is not None and archive:
+            _know_owners()
         with suppress(BrokenPipeError):  # why, it tells
             for piece in tar:
                 _write(data.fileno(), piece)
         data.close()
         told()
+
+
+def _know_owners() -> None:
+    """Has owners have the same numbers for us as in containers: without root, in a user namespace like theirs."""
+    if os.geteuid() != 0:
+        rootless.enter()
 
 
 Told: TypeAlias = Callable[[], dict[str, Any]]

@@ -164,10 +164,11 @@ def _usual(walls: Walls) -> list[dict[str, Any]]:
     if namespace.in_user_namespace() and walls.network.kind == "host":  # which is not that namespace's to show
         sys = mount("/sys", "bind", "rbind", "rprivate", "rro", *_GUARD, source="/sys")
     shm = mount("/dev/shm", "tmpfs", *_GUARD, "mode=1777", f"size={walls.shm_size}", source="shm")
+    terminals = ("newinstance", "ptmxmode=0666", "mode=0620", *(["gid=5"] if namespace.has("group", 5) else []))
     return [
         mount("/proc", "proc", *_GUARD),
         mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
-        mount("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+        mount("/dev/pts", "devpts", "nosuid", "noexec", *terminals),
         mount("/dev/mqueue", "mqueue", *_GUARD),
         mount("/dev/shm", "bind", "rbind", *_GUARD, source="/dev/shm") if walls.host_ipc else shm,
         sys,

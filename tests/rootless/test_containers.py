@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import require
 from tests.rootless.conftest import Give
+from tests.support.processes import until
 from tests.support.users import User
 
 pytestmark = pytest.mark.needs_root
@@ -76,6 +78,43 @@ def test_from_another_namespace(alice: User, give: Give) -> None:
         assert "be that user" in done(alice, "unshare", *pullpipe, "exec", "c", "true", code=125)
     finally:
         done(alice, "rm", "-f", "c")
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_copies(running: bool, alice: User, give: Give) -> None:
+    """With -a, the owners in the container are those that they are outside; without, all is the user's, or root's."""
+    give(alice)
+    script = "mkdir -m 700 /tmp/d; echo in > /tmp/d/f; chmod 600 /tmp/d/f; echo up; sleep 1000"
+    done(alice, "run", "-d", "--name", "c", "-u", "1000", "test", "sh", "-c", script)
+    until(lambda: done(alice, "logs", "c") == "up", "it does not begin")
+    if not running:
+        done(alice, "stop", "-t", "0", "c")
+    for options, name, outside, inside in ((["-a"], "kept", alice.owner(1000), "1000"), ([], "mine", alice.uid, "0")):
+        done(alice, "cp", *options, "c:/tmp/d", name)
+        assert {path.stat().st_uid for path in (alice.home / name, alice.home / name / "f")} == {outside}
+        assert (alice.home / name / "f").read_text() == "in\n"
+        done(alice, "cp", *options, name, f"c:/{name}")
+        if running:
+            assert done(alice, "exec", "-u", "0", "c", "stat", "-c", "%u", f"/{name}/f") == inside
+    done(alice, "rm", "-f", "c")
+    done(alice, "unshare", "rm", "-r", "kept")
+
+
+def test_copies_without_ids(bob: User, give: Give) -> None:
+    """What is root's there is the user's, and back."""
+    give(bob)
+    done(bob, "run", "--name", "c", "test", "sh", "-c", "echo in > /f")
+    done(bob, "cp", "-a", "c:/f", "f")
+    assert (bob.home / "f").stat().st_uid == bob.uid
+    done(bob, "cp", "-a", "f", "c:/g")
+    assert " 0/0 " in bob.run("sh", "-c", f"{sys.executable} -m pullpipe cp c:/g - | tar --numeric-owner -tv").stdout
+
+
+def test_a_runtime(bob: User, give: Give) -> None:
+    """It gets along with one id, too: terminals have no group of their own then."""
+    require("runc")
+    give(bob)
+    assert done(bob, "run", "--rm", "--runtime=runc", "test", "stat", "-c", "%u", "/dev/pts/ptmx") == "0"
 
 
 def test_whose_groups(alice: User, bob: User, give: Give) -> None:
