@@ -32,15 +32,23 @@ def run(arguments: argparse.Namespace) -> int:
     container = store.containers.find(arguments.container)
     outputs = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
     begun: set[str] = set()  # streams, in whose middle of a line we are
+    last = sys.stdout.buffer
+
+    def flush() -> None:
+        last.flush()
+
     try:
-        for entry in logs.read(store, container, tail=tail, follow=arguments.follow):
+        for entry in logs.read(store, container, tail=tail, follow=flush if arguments.follow else None):
             if entry.moment < since or entry.stream not in outputs:
                 continue
+            if outputs[entry.stream] is not last:
+                flush()  # both may lead to one terminal, and lines stay in their order
+                last = outputs[entry.stream]
             if arguments.timestamps and entry.stream not in begun:
-                outputs[entry.stream].write(f"{entry.moment} ".encode())
-            outputs[entry.stream].write(entry.text)
-            outputs[entry.stream].flush()
+                last.write(f"{entry.moment} ".encode())
+            last.write(entry.text)
             (begun.discard if entry.text.endswith(b"\n") else begun.add)(entry.stream)
+        flush()
     except FileNotFoundError as error:
         raise BadArgument(f"container {container.name} has no log: only those that `run -d` starts have one") from error
     return 0

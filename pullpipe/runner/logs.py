@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -85,8 +85,11 @@ class Entry(NamedTuple):
     text: bytes  # with the end of the line, where it has one
 
 
-def read(store: Store, container: Container, *, tail: int | None = None, follow: bool = False) -> Iterator[Entry]:
-    """What the log holds, or its last lines; and with `follow` what comes to it, until the container's end.
+def read(
+    store: Store, container: Container, *, tail: int | None = None, follow: Callable[[], None] | None = None
+) -> Iterator[Entry]:
+    """What the log holds, or its last lines; and with `follow` what comes to it, until the container's end. That is
+    called whenever there is nothing more for now.
 
     Raises `OSError`, `KernelRefused`.
     """
@@ -100,8 +103,9 @@ def read(store: Store, container: Container, *, tail: int | None = None, follow:
             while data := file.read(_PIECE):
                 *lines, begun = (begun + data).split(b"\n")
                 yield from map(_entry, lines)
-            if not following or not going_on:  # before the last look: what was written until then has been read
+            if not follow or not following or not going_on:  # before the last look: so all has been read by now
                 return
+            follow()
             following.wait()
 
 
