@@ -15,10 +15,11 @@ import pytest
 
 from pullpipe.runner import capabilities, cgroups, seccomp
 from tests.conftest import Cli, require
-from tests.runner.rig import Run, containers, error, line, out, pullpipe, started, status
+from tests.runner.rig import BASE, Run, containers, error, line, out, pullpipe, started, status
 from tests.runner.test_run_cmd import terminal_of
-from tests.support.images import HOST_PLATFORM, Dir, File, Symlink
+from tests.support.images import HOST_PLATFORM, Dir, File, Image, Symlink, write_layout
 from tests.support.processes import PATIENCE, Watched, descendants, until
+from tests.support.users import User, somewhere
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.usefixtures("busybox")]
 
@@ -371,6 +372,21 @@ def test_nothing_of_ours_goes_where_the_runtime_is(cli: Cli, image: None, tmp_pa
         assert "handed over to runc" in error(cli(*command), code)
     assert not (tmp_path / "copied").exists()
     out(cli("rm", "-f", "c"))
+
+
+def test_without_root() -> None:
+    """A user's container and a user's bundle: root inside is that user."""
+    require("newuidmap")
+    with somewhere(User("alice", 71000, ids=[(200000, 65536)])) as [user], user.at_a_new_home() as alice:
+        write_layout(alice.home / "layout", {"t": Image(BASE)})
+        out(alice.pullpipe("load", "-q", "-t", "test", alice.home / "layout"))
+        script = "head -n 1 /proc/self/uid_map | tr -s ' '; exit 5"
+        for network in ("host", "none"):
+            words = ("run", "--rm", "--runtime=runc", f"--network={network}", "test", "sh", "-c", script)
+            done = alice.pullpipe(*words)
+            assert (done.returncode, done.stdout) == (5, " 0 71000 1\n"), done.stderr
+        out(alice.pullpipe("bundle", "-q", "test", alice.home / "bundle", "sh"))
+        assert (alice.home / "bundle/rootfs/bin/sh").stat().st_uid == 71000
 
 
 def test_crun(hand_over: Run) -> None:
