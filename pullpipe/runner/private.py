@@ -23,6 +23,8 @@ from pullpipe.runner.walls import Network, Port
 
 _INTERFACE = "eth0"
 _PASTA, _SLIRP4NETNS = "pasta", "slirp4netns"
+# What they say anyway; the first when the machine keeps no log.
+_USUAL = ("Failed to send", "WARNING: Support for", "sent tapfd", "received tapfd")
 _TUN = os.makedev(10, 200)  # /dev/net/tun
 
 
@@ -134,10 +136,9 @@ def _become(program: _Program, given: socket.socket, ready: int, said: int, plac
 
 
 def _reason(program: _Program, said: int) -> str:
-    """What it said last, but that the machine has no log."""
-    lines = os.pread(said, 64 << 10, 0).decode(errors="replace").split("\n")
-    words = [line.strip() for line in lines if line.strip() and not line.startswith("Failed to send")]
-    last = words[-1] if words else "nothing"
+    """What it said last, without what it says anyway."""
+    lines = [line.strip() for line in os.pread(said, 64 << 10, 0).decode(errors="replace").split("\n")]
+    last = ", ".join([line for line in lines if line and not line.startswith(_USUAL)][-3:]) or "nothing"
     remedy = "choose ports that are free and yours to open" if "bind" in last else "use --network host, or none"
     return f"{os.path.basename(program.path)} says: {last}; {remedy}"
 

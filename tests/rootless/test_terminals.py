@@ -97,6 +97,28 @@ def test_control_c_without_a_terminal_of_its_own(terminal: Start, resident: User
         assert shown.process.wait(PATIENCE) == 9
 
 
+def test_a_terminal_of_exec(resident: User, command: Callable[..., list[str]]) -> None:
+    """The same for a further command in a container, also of another id."""
+    del command  # it has made the image
+    user = "1000" if resident.ids else "0"
+    started = resident.pullpipe("run", "-d", "--name", "c", "-u", user, "test", "sleep", "1000")
+    assert started.returncode == 0, started.stderr
+    script = "stat -c %u $(tty); stty size; trap 'echo heard; exit 9' INT; trap 'stty size' WINCH; echo up; "
+    script += "while :; do sleep 0.05; done"
+    shown = Terminal(resident.command(sys.executable, "-m", "pullpipe", "exec", "-it", "c", "sh", "-c", script))
+    try:
+        shown.expect(rf"{user}\r\n33 77\r\nup\r\n")
+        shown.resize(40, 100)
+        shown.expect("40 100\r\n")
+        shown.type("\x03")
+        shown.expect("heard\r\n")
+        assert shown.process.wait(PATIENCE) == 9
+        assert shown.modes() == shown.before
+    finally:
+        shown.close()
+        assert resident.pullpipe("rm", "-f", "c").returncode == 0
+
+
 def test_the_terminal_goes_away(terminal: Start) -> None:
     """As when its window is closed: the container hears SIGHUP, and ends."""
     shown = terminal("sh", "-c", "echo up; exec sleep 1000")

@@ -424,3 +424,13 @@ def test_a_machine_without_a_network(root: Caller) -> None:
     said = error(root.run("--network=private", "test", "true", before=(require("unshare"), "--net")), 125)
     assert "the container's network cannot be made; pasta says: " in said
     assert said.endswith("; use --network host, or none\n")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_machine_without_tap_devices(program: str, root: Caller) -> None:
+    """The program's reason, and not what it warns of anyway."""
+    script = 'mount -t tmpfs none /dev/net && exec "$@"'
+    before = ("unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh")
+    said = error(root.run(f"--network={program}", "test", "true", before=before), 125)
+    assert "tun" in said.partition(f"{program} says: ")[2]
+    assert "WARNING" not in said
