@@ -197,7 +197,10 @@ class Containers:
 
     def begun(self) -> list[str]:
         """The ids of those that run, and of those whose runner was killed before it could clean up."""
-        ids = os.listdir(self._directory)
+        try:
+            ids = os.listdir(self._directory)
+        except FileNotFoundError:
+            return []  # somebody removed the directory; `verify` tells, and `repair` makes it anew
         return [one for one in ids if exists(os.path.join(self._directory, one, "state.json"))]
 
     def discard(self, container_id: str) -> bool:

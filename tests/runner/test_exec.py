@@ -263,9 +263,16 @@ def test_not_running(cli: Cli, image: None) -> None:
 
 WATCH = "while :; do ls -l /proc/[0-9]*/exe /proc/[0-9]*/fd /proc/[0-9]*/cwd /proc/[0-9]*/root 2> /dev/null; done"
 NOT_HIDDEN = """
+import os
 from pullpipe import linux
 from pullpipe.cli import program
+from pullpipe.runner import command
 linux.hide_from_others = lambda: None
+become = command.execute
+def execute(planned):
+    with open("/exposed", "rb"):  # a FIFO: until the watcher has seen enough
+        become(planned)
+command.execute = execute
 program()
 """
 
@@ -278,13 +285,12 @@ def test_nobody_sees_our_program(another: Callable[..., None], cli: Cli, store_r
     for _ in range(15):
         out(cli("exec", "c", "true"))
     assert ours not in cli("logs", "c").stdout
-    exposed = [sys.executable, "-c", NOT_HIDDEN, "--root", str(store_root), "exec", "c", "true"]
-
-    def seen() -> bool:
-        assert subprocess.run(exposed, cwd=PROJECT).returncode == 0
-        return ours in cli("logs", "-n", "2000", "c").stdout
-
-    until(seen, "it cannot be seen at all")
+    out(cli("exec", "c", "mkfifo", "/exposed"))
+    command = [sys.executable, "-c", NOT_HIDDEN, "--root", str(store_root), "exec", "c", "true"]
+    with subprocess.Popen(command, cwd=PROJECT) as exposed:
+        until(lambda: ours in cli("logs", "-n", "2000", "c").stdout, "it cannot be seen at all")
+        out(cli("exec", "c", "sh", "-c", "echo >/exposed"))
+    assert exposed.returncode == 0
 
 
 IN_CHROOT = """

@@ -133,7 +133,7 @@ FOUND = [
     Found("pull beside others", "newfstatat", "config.json", errno.EIO, lasting=True),  # a container, for half made
     Found("pull beside others", "newfstatat", "root/index.json", errno.EIO, lasting=True),  # the images' records
     Found("rm", "newfstatat", "root/stacks/sha256/", errno.EIO),  # what a stack needs
-    Found("pull", "getxattr", "data/sub", errno.EIO, lasting=True),  # that a directory is opaque
+    Found("pull", "lgetxattr", "data/sub", errno.EIO, lasting=True),  # that a directory is opaque
     # A bug was told, or nothing, when the kernel refused what unpacking needs.
     Found("load", "mount", "", errno.EPERM),
     Found("load", "unshare", "", errno.EPERM),
