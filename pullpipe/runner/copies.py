@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -29,18 +29,20 @@ _OURS = "user."  # attributes that everybody may set
 # Out.
 
 
-def pieces(parent: int, name: str, called: str) -> Iterator[bytes]:
+def pieces(parent: int, name: str, called: str, hollow: Collection[str] = ()) -> Iterator[bytes]:
     """A tar archive of what has the name in an open directory, with all that is in it; it is `called` so in there.
 
-    What vanishes meanwhile is left out. Raises `OSError`, `BadArgument`.
+    Of the directories in it that are called as in `hollow` nothing but themselves is taken. What vanishes meanwhile is
+    left out. Raises `OSError`, `BadArgument`.
     """
-    yield from _Sender(parent, name, called).pieces()
+    yield from _Sender(parent, name, called, hollow).pieces()
     yield tarheader.END
 
 
 class _Sender:
-    def __init__(self, parent: int, name: str, called: str) -> None:
+    def __init__(self, parent: int, name: str, called: str, hollow: Collection[str]) -> None:
         self._parent, self._name, self._called = parent, name, called
+        self._hollow = {(name,) for name in hollow}
         self._linked: dict[tuple[int, int], str] = {}  # of files with several names: the first
 
     def pieces(self) -> Iterator[bytes]:
@@ -60,7 +62,8 @@ class _Sender:
                     os.close(directory)
                 try:
                     yield header(path, os.fstat(opened), attributes=_attributes(opened))
-                    todo += [(*names, below) for below in sorted(os.listdir(opened), reverse=True)]
+                    if names not in self._hollow:
+                        todo += [(*names, below) for below in sorted(os.listdir(opened), reverse=True)]
                 finally:
                     os.close(opened)
 

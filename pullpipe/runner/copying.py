@@ -30,6 +30,7 @@ from store import Container, InUse, Store, StoreError
 _PIECE = 1 << 20  # bytes
 _MESSAGE_LIMIT = 64 << 10  # bytes
 _CALLED = "t"  # whatever is copied, in the archive between us
+_KERNELS = ("proc", "sys", "dev")  # in a root: not files of the container's
 _LINKS = 40  # symlinks on the way, as the kernel allows
 _RIGHTS = Rights(capabilities.mask("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID"))
 
@@ -257,7 +258,8 @@ class _Agent:
             raise BadArgument(f"the symlinks at {wanted} lead in circles")
         what = _what(path, status)
         self._tell(what._asdict())
-        for piece in copies.pieces(directory, name, called or what.name or "."):
+        hollow = () if what.name else _KERNELS
+        for piece in copies.pieces(directory, name, called or what.name or ".", hollow):
             _write(self._data, piece)
 
     def receive(self, what: What | None, path: str, archive: bool) -> None:

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from tests.conftest import PROJECT, Cli
-from tests.support.images import host_shell_layers
+from tests.support.images import Image, Layer, host_shell_layers, write_layout
 from tests.support.processes import PATIENCE
 
 BASE = host_shell_layers()
@@ -78,6 +78,21 @@ def line(process: subprocess.Popen[bytes]) -> str:
 def containers(cli: Cli) -> list[dict[str, object]]:
     found: list[dict[str, object]] = json.loads(out(cli("ps", "--format=json")))
     return found
+
+
+def filled(directory: Path, *layers: Layer) -> Path:
+    """A store with the shell, and these layers on it, as `test`."""
+    write_layout(directory / "layout", {"t": Image([*BASE, *layers])})
+    out(pullpipe(directory / "root", "load", "-q", "--durability=none", "-t", "test", str(directory / "layout")))
+    return directory / "root"
+
+
+def emptied(root: Path) -> None:
+    """Removes all containers of a store, and sees to it that nothing of them is left."""
+    if names := out(pullpipe(root, "ps", "-q")).split():
+        out(pullpipe(root, "rm", "-f", *names))
+    assert list((root / "containers").iterdir()) == []
+    assert str(root) not in Path("/proc/self/mountinfo").read_text(), "mounts were left behind"
 
 
 def status(text: str) -> dict[str, str]:

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import PROJECT, Cli
-from tests.runner.rig import containers, error, line, out
+from tests.conftest import PROJECT, Cli, require
+from tests.runner.rig import BASE, containers, emptied, error, filled, line, out, started
+from tests.support.images import Image, write_layout
 from tests.support.processes import PATIENCE, Watched, until
 
 pytestmark = pytest.mark.needs_root
@@ -26,15 +27,27 @@ FOREVER = "trap 'echo ended; exit 3' TERM; echo up; while :; do sleep 0.02; done
 Start = Callable[..., str]
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store for all of these tests; each leaves it without containers."""
+    require("busybox")
+    return filled(tmp_path_factory.mktemp("shared"))
+
+
 @pytest.fixture
-def start(cli: Cli, image: None) -> Iterator[Start]:
-    """A function that runs `sh -c SCRIPT` as the container `c`, detached; returns the id. It is removed at the end."""
+def store_root(shared: Path) -> Iterator[Path]:
+    yield shared
+    emptied(shared)
+
+
+@pytest.fixture
+def start(cli: Cli) -> Start:
+    """A function that runs `sh -c SCRIPT` as the container `c`, detached; returns the id."""
 
     def start(script: str, *options: str, name: str = "c") -> str:
         return out(cli("run", "-d", "--name", name, *options, "test", "sh", "-c", script))
 
-    yield start
-    out(cli("rm", "-f", *cli("ps", "-q").stdout.split())) if containers(cli) else None
+    return start
 
 
 @pytest.fixture
@@ -95,7 +108,7 @@ def test_nobody_keeps_what_we_were_given(store_root: Path, start: Start, cli: Cl
 
 
 @pytest.mark.parametrize(("command", "code"), [("missing", 127), ("/etc/passwd", 126), ("/etc", 126)])
-def test_what_cannot_be_started(command: str, code: int, cli: Cli, image: None) -> None:
+def test_what_cannot_be_started(command: str, code: int, cli: Cli) -> None:
     """As in the foreground: one line, and the code; with --rm nothing is left."""
     assert command in error(cli("run", "-d", "--rm", "test", command), code)
     assert containers(cli) == []
@@ -111,13 +124,13 @@ def test_removed_by_itself(cli: Cli, start: Start, store_root: Path) -> None:
     assert os.listdir(store_root / "containers") == []
 
 
-def test_wait_for_what_is_removed(cli: Cli, start: Start, store_root: Path) -> None:
-    start("read x < /f; exit 5", "--rm", f"-v={fifo(store_root.parent)}:/f")
+def test_wait_for_what_is_removed(cli: Cli, start: Start, store_root: Path, tmp_path: Path) -> None:
+    start("read x < /f; exit 5", "--rm", f"-v={fifo(tmp_path)}:/f")
     command = [sys.executable, "-m", "pullpipe", "--root", str(store_root), "wait", "c"]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, bufsize=0) as waiting:
         lock = next((store_root / "containers").iterdir()) / "lock"
         until(lambda: is_waited_for(lock), "nobody waits")
-        (store_root.parent / "fifo").write_text("go\n")
+        (tmp_path / "fifo").write_text("go\n")
         assert line(waiting) == "5"
     assert containers(cli) == []
 
@@ -199,7 +212,7 @@ def test_times(cli: Cli, start: Start) -> None:
     assert "--tail" in error(cli("logs", "-n", "many", "c"), 1)
 
 
-def test_no_log(cli: Cli, image: None) -> None:
+def test_no_log(cli: Cli) -> None:
     """What ran in the foreground has told its output already."""
     out(cli("run", "--name", "c", "test", "true"))
     assert "run -d" in error(cli("logs", "c"), 1)
@@ -256,25 +269,31 @@ def test_stop_what_does_not_listen(cli: Cli, start: Start) -> None:
 
 
 @pytest.mark.parametrize("where", ["image", "option"])
-def test_the_stop_signal(where: str, cli: Cli, load: Callable[..., None], busybox: None) -> None:
+def test_the_stop_signal(where: str, cli: Cli, tmp_path: Path) -> None:
     """The image's, or --stop-signal."""
-    load(config={"StopSignal": "SIGQUIT"} if where == "image" else {})
+    image = with_stop_signal(cli, tmp_path, "SIGQUIT") if where == "image" else "test"
     options = ["--stop-signal", "quit"] if where == "option" else []
     script = "trap 'exit 8' QUIT; echo up; while :; do sleep 0.02; done"
-    out(cli("run", "-d", "--name", "c", *options, "test", "sh", "-c", script))
+    out(cli("run", "-d", "--name", "c", *options, image, "sh", "-c", script))
     until(lambda: "up" in cli("logs", "c").stdout, "it does not begin")
     assert inspected(cli)["Config"]["StopSignal"] == "SIGQUIT"
     out(cli("stop", "c"))
     assert out(cli("wait", "c")) == "8"
 
 
-def test_a_stop_signal_that_is_none(cli: Cli, load: Callable[..., None], busybox: None) -> None:
-    load(config={"StopSignal": "\x1b[31mBOOM"})
-    line = error(cli("run", "--rm", "test", "true"), 125)
+def with_stop_signal(cli: Cli, directory: Path, name: str) -> str:
+    write_layout(directory / "layout", {"t": Image(BASE, {"StopSignal": name})})
+    out(cli("load", "-q", "--durability=none", "-t", "stopped", directory / "layout"))
+    return "stopped"
+
+
+def test_a_stop_signal_that_is_none(cli: Cli, tmp_path: Path) -> None:
+    image = with_stop_signal(cli, tmp_path, "\x1b[31mBOOM")
+    line = error(cli("run", "--rm", image, "true"), 125)
     assert "--stop-signal" in line
     assert "\x1b" not in line
-    assert cli("run", "--rm", "--stop-signal=9", "test", "true").returncode == 0
-    assert "no signal" in error(cli("run", "--rm", "--stop-signal=nope", "test", "true"), 125)
+    assert cli("run", "--rm", "--stop-signal=9", image, "true").returncode == 0
+    assert "no signal" in error(cli("run", "--rm", "--stop-signal=nope", image, "true"), 125)
 
 
 def test_remove_by_force(cli: Cli, start: Start, store_root: Path) -> None:
@@ -311,10 +330,8 @@ def test_the_monitor_is_killed(cli: Cli, start: Start, store_root: Path) -> None
     assert os.listdir(store_root / "containers") == []
 
 
-def test_the_runner_of_a_container_to_be_removed_is_killed(cli: Cli, image: None, store_root: Path) -> None:
+def test_the_runner_of_a_container_to_be_removed_is_killed(cli: Cli, store_root: Path) -> None:
     """In the foreground it is the same."""
-    from tests.runner.rig import started
-
     with started(store_root, "--rm", "--name", "c", "test", "sh", "-c", "echo up; sleep 1000") as run:
         assert line(run) == "up"
         process = first_process(cli)

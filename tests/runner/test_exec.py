@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT, Cli
-from tests.runner.rig import BASE, Run, containers, error, line, out, pullpipe, status
+from tests.conftest import PROJECT, Cli, require
+from tests.runner.rig import BASE, Run, emptied, error, filled, line, out, pullpipe, status
 from tests.runner.test_run_cmd import terminal_of
 from tests.support.images import File, Image, Layer, write_layout
 from tests.support.processes import PATIENCE, Watched, children, until
@@ -22,6 +22,19 @@ ACCOUNTS = [
     File("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1001:Alice:/home/alice:/bin/sh\n"),
     File("etc/group", b"root:x:0:\nalice:x:1001:\nwheel:x:10:alice\n"),
 ]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store for all of these tests; each leaves it without containers."""
+    require("busybox")
+    return filled(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture
+def store_root(shared: Path) -> Iterator[Path]:
+    yield shared
+    emptied(shared)
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +60,13 @@ def do(root: Path) -> Run:
 
 
 @pytest.fixture
-def another(cli: Cli, image: None) -> Iterator[Callable[..., None]]:
+def another(cli: Cli) -> Callable[..., None]:
     """A function that runs `sh -c SCRIPT` as the container `c` of a store of its own."""
 
     def another(script: str, *options: str) -> None:
         out(cli("run", "-d", "--name", "c", *options, "test", "sh", "-c", script))
 
-    yield another
-    if containers(cli):
-        out(cli("rm", "-f", "c"))
+    return another
 
 
 def test_output_and_exit_codes(do: Run) -> None:
@@ -255,7 +266,7 @@ def test_other_walls(options: tuple[str, ...], another: Callable[..., None], cli
     assert groups[0] == groups[1]
 
 
-def test_not_running(cli: Cli, image: None) -> None:
+def test_not_running(cli: Cli) -> None:
     out(cli("run", "--name", "c", "test", "true"))
     assert "not running" in error(cli("exec", "c", "true"), 125)
     assert "no container" in error(cli("exec", "nope", "true"), 125)
@@ -282,7 +293,7 @@ def test_nobody_sees_our_program(another: Callable[..., None], cli: Cli, store_r
     eyes see it where it is not hidden."""
     another(WATCH)
     ours = os.path.realpath(sys.executable)
-    for _ in range(15):
+    for _ in range(8):
         out(cli("exec", "c", "true"))
     assert ours not in cli("logs", "c").stdout
     out(cli("exec", "c", "mkfifo", "/exposed"))
@@ -303,7 +314,7 @@ shift; exec chroot . "$@"
 """
 
 
-def test_in_a_chroot(root: Path, cli: Cli, image: None, store_root: Path, tmp_path: Path) -> None:
+def test_in_a_chroot(cli: Cli, store_root: Path, tmp_path: Path) -> None:
     """Where the kernel pivots no root, the container's is a chroot's; a further command sees no other root either."""
     (tmp_path / "jail").mkdir()
     script = """

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Cli, require
-from tests.runner.rig import containers, error, out
+from tests.runner.rig import containers, emptied, error, filled, out
 from tests.support.processes import until
 
 pytestmark = pytest.mark.needs_root
@@ -23,13 +23,23 @@ COUNT = """
 WALLS = ("-e", "A=b", "-u", "0:0", "-w", "/srv", "--hostname=h", "--ulimit=nofile=77", "--cap-drop=CHOWN", "--tmpfs=/t")
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store for all of these tests; each leaves it without containers."""
+    require("busybox")
+    return filled(tmp_path_factory.mktemp("shared"))
+
+
 @pytest.fixture
-def ended(cli: Cli, image: None) -> Iterator[None]:
+def store_root(shared: Path) -> Iterator[Path]:
+    yield shared
+    emptied(shared)
+
+
+@pytest.fixture
+def ended(cli: Cli) -> None:
     """`c`, which has been run once, behind walls of its own."""
     out(cli("run", "--name", "c", *WALLS, "-v", "/etc/hostname:/given:ro", "test", "sh", "-c", COUNT, "word"))
-    yield
-    if found := cli("ps", "-q").stdout.split():
-        out(cli("rm", "-f", *found))
 
 
 def test_once_more(cli: Cli, ended: None) -> None:
@@ -46,7 +56,7 @@ def test_once_more(cli: Cli, ended: None) -> None:
     assert (found["status"], found["exit_code"]) == ("exited (0)", 0)
 
 
-def test_exit_codes_and_streams(cli: Cli, image: None) -> None:
+def test_exit_codes_and_streams(cli: Cli) -> None:
     """With -a and -i as in the foreground; a failure is told as `run` tells it."""
     out(cli("run", "--name", "c", "-i", "test", "sh", "-c", "read x; echo got $x; exit ${x:-0}"))
     done = cli("start", "-ai", "c", stdin="7\n")
@@ -58,7 +68,7 @@ def test_exit_codes_and_streams(cli: Cli, image: None) -> None:
     assert "one container at a time" in error(cli("start", "-a", "c", "d"), 125)
 
 
-def test_what_runs(cli: Cli, image: None) -> None:
+def test_what_runs(cli: Cli) -> None:
     """It is left alone; `restart` stops it first. Its end is waited for, not that of the time before."""
     script = "trap 'exit 3' TERM; echo >> /count; wc -l < /count; while :; do sleep 0.02; done"
     out(cli("run", "-d", "--name", "c", "test", "sh", "-c", script))
@@ -76,7 +86,7 @@ def test_what_runs(cli: Cli, image: None) -> None:
     out(cli("rm", "-f", "c"))
 
 
-def test_limits(cli: Cli, image: None) -> None:
+def test_limits(cli: Cli) -> None:
     """In cgroups that are made anew."""
     script = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2> /dev/null || cat /sys/fs/cgroup/memory.max"
     done = cli("run", "--name", "c", "--memory", "64m", "test", "sh", "-c", script)
@@ -85,7 +95,7 @@ def test_limits(cli: Cli, image: None) -> None:
     assert out(cli("start", "-a", "c")) == out(done) == "67108864"
 
 
-def test_refused(cli: Cli, image: None) -> None:
+def test_refused(cli: Cli) -> None:
     """What never had a command of ours, and what a runtime ran."""
     assert "no container" in error(cli("start", "nope"), 125)
     runc = require("runc")
