@@ -73,6 +73,11 @@ def _planned(container: Container, settings: Settings, asked: Asked, ambient: Ma
 
 def _join(planned: Command, streams: Streams, first: First, *, tied: bool) -> int:
     inside = _someone_inside(first)
+    if first.state.rights.capabilities & capabilities.SYS_PTRACE and not _differs(inside, "user"):
+        raise RunError(
+            "the container has CAP_SYS_PTRACE, and could take over what comes into it before that has given up its "
+            "rights; start it without that capability, or without root"
+        )
     ours, theirs = process.open_channel()
     try:
         pid = linux.fork_into(lambda: _enter(inside, first), tied=tied)
@@ -129,8 +134,7 @@ def _go(pid: int, first: First, kinds: Iterable[str]) -> None:
     try:
         target = os.pidfd_open(pid)
         for kind in kinds:
-            if not os.path.samefile(f"/proc/{pid}/ns/{kind}", f"/proc/self/ns/{kind}"):
-                flags |= _KINDS[kind]
+            flags |= _KINDS[kind] if _differs(pid, kind) else 0
         root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except (ProcessLookupError, FileNotFoundError) as error:
         raise NotRunning("the container's command has just ended") from error
@@ -151,6 +155,11 @@ def _go(pid: int, first: First, kinds: Iterable[str]) -> None:
         raise RunError("the way into the container has led to the machine's own root; report it as a bug")
     os.close(root)
     os.close(target)
+
+
+def _differs(pid: int, kind: str) -> bool:
+    """Whether the process has another namespace than ours."""
+    return not os.path.samefile(f"/proc/{pid}/ns/{kind}", f"/proc/self/ns/{kind}")
 
 
 def _arrive(first: First) -> int:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.rootless.conftest import Give
 from tests.rootless.test_run import DOCKERS_CAPABILITIES, error, out
+from tests.runner.test_exec import WATCH
 from tests.support.processes import PATIENCE, Watched, until
 from tests.support.users import User
 
@@ -103,9 +104,10 @@ def test_by_somebody_else(alice: User, bob: User, give: Give) -> None:
 
 
 def test_a_command_of_another_user(alice: User, give: Give) -> None:
-    """The first process is not the user's own; it can be joined and ended all the same."""
+    """The first process is not the user's own; it can be joined and ended all the same. A capability to trace does not
+    reach what was started outside of the user namespace."""
     give(alice)
-    start(alice, FOREVER, "-u", "1000")
+    start(alice, FOREVER, "-u", "1000", "--cap-add=SYS_PTRACE")
     process = first_process(alice)
     assert os.stat(f"/proc/{process.pid}").st_uid == alice.owner(1000)
     assert out(alice.pullpipe("exec", "-u", "0", "c", "id", "-u")) == "0"
@@ -153,3 +155,15 @@ def test_the_monitor_is_killed(alice: User, give: Give) -> None:
         assert [row.split()[1] for row in out(alice.pullpipe("ps")).split("\n")[1:]] == left
         alice.pullpipe("rm", "c")
     assert os.listdir(alice.store / "containers") == []
+
+
+def test_nobody_sees_our_program(alice: User, give: Give) -> None:
+    """Not even who may trace in the user namespace: `tests/runner/test_exec.py` has the control for these eyes."""
+    give(alice)
+    start(alice, WATCH, "--cap-add=SYS_PTRACE")
+    for _ in range(8):
+        out(alice.pullpipe("exec", "c", "true"))
+    seen = alice.pullpipe("logs", "c").stdout
+    assert "/proc/1/exe" in seen
+    assert os.path.realpath(sys.executable) not in seen
+    out(alice.pullpipe("rm", "-f", "c"))

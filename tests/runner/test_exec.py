@@ -272,6 +272,12 @@ def test_not_running(cli: Cli) -> None:
     assert "no container" in error(cli("exec", "nope", "true"), 125)
 
 
+def test_where_it_could_be_traced(another: Callable[..., None], cli: Cli) -> None:
+    """CAP_SYS_PTRACE opens what is hidden from all others, and that still has this machine's rights."""
+    another("sleep 1000", "--cap-add=SYS_PTRACE")
+    assert "CAP_SYS_PTRACE" in error(cli("exec", "c", "true"), 125)
+
+
 WATCH = "while :; do ls -l /proc/[0-9]*/exe /proc/[0-9]*/fd /proc/[0-9]*/cwd /proc/[0-9]*/root 2> /dev/null; done"
 NOT_HIDDEN = """
 import os
