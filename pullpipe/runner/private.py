@@ -8,7 +8,6 @@ would connect it to services that this machine has for itself alone.
 from __future__ import annotations
 
 import os
-import select
 import shutil
 import signal
 import socket
@@ -51,6 +50,7 @@ def entered(network: Network, scratch: str) -> Iterator[Network]:
     pid = linux.fork_tied()
     if pid == 0:
         _become(program, given, says_ready, said, os.path.join(scratch, "netns"))
+    process = os.pidfd_open(pid)
     try:
         os.close(says_ready)
         given.close()
@@ -58,20 +58,16 @@ def entered(network: Network, scratch: str) -> Iterator[Network]:
         with open("/proc/self/ns/net", "rb") as namespace:
             socket.send_fds(gives, [b"n"], [namespace.fileno()])
         gives.close()
-        select.select([ready], [], [])
         if not os.read(ready, 1):
-            os.waitpid(pid, 0)
-            pid = 0
             raise RunError(f"the container's network cannot be made; {_reason(program, said)}")
         _keep_from_loopback(program, pid)
         yield network._replace(servers=network.servers or (program.dns,))
     finally:
-        os.close(ready)
-        os.close(said)
-        if pid:
-            with suppress(ProcessLookupError, ChildProcessError):  # it may have been ended and reaped with all the rest
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+        with suppress(ProcessLookupError, ChildProcessError):  # it may have been ended and reaped with all the rest
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        for descriptor in (process, ready, said):
+            os.close(descriptor)
 
 
 def _program(network: Network) -> _Program:
