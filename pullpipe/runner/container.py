@@ -275,7 +275,6 @@ class _Begun(Life):
             limited = handover.groups(planned.container)
         self.state = State(
             cgroups=limited,
-            rights=walls.rights,
             init=walls.init,
             host_pids=walls.host_pids,
             runtime=os.path.basename(planned.options.runtime),
@@ -284,8 +283,8 @@ class _Begun(Life):
         self._planned, self._life = planned, life
 
     def begun(self, withheld: int) -> None:
-        born = state.born(self.pid)
-        self.state = self.state._replace(pid=self.pid, born=born, started=time.time(), withheld=withheld)
+        rights, born = self._planned.options.walls.rights, state.born(self.pid)
+        self.state = self.state._replace(pid=self.pid, born=born, started=time.time(), rights=rights, withheld=withheld)
         state.write(self._planned.store, self._planned.container, self.state)
         self._life.begun(withheld)
 

@@ -24,7 +24,7 @@ class State(NamedTuple):
     born: int = 0  # when that was, in the kernel's ticks: no other process has both numbers
     started: float = 0.0  # seconds since 1970
     cgroups: tuple[str, ...] = ()  # directories
-    rights: Rights = Rights()  # of the first process, and of those that join it
+    rights: Rights = Rights()  # of the first process, and of those that join it, from when it is the command
     withheld: int = 0  # capabilities that not even root has there
     init: bool = False  # the first process is ours, and the command its child
     host_pids: bool = False
