@@ -132,10 +132,12 @@ def _run_job(job: Job, channel_fd: int, blob_fd: int, directory_fd: int) -> None
     try:
         os.umask(0)
         blob_hash, diff_hash = new_hash(job.blob_algorithm), new_hash(job.diff_algorithm)
+        directory = os.readlink(f"/proc/self/fd/{directory_fd}")  # as long as it is of our mount namespace
+        os.close(directory_fd)
         linux.unshare(linux.CLONE_NEWNS)
         private = linux.keep_mounts_here()
         below = _open_below(job) if job.below else NOTHING
-        tree = _FORMS[job.form](lock_in(directory_fd, private=private), below)
+        tree = _FORMS[job.form](lock_in(directory, private=private), below)
         tree.ignore_owners = job.ignore_owners
         times = Times(detailed=job.detailed)
         blob = _Arriving(blob_fd, job.size, channel, blob_hash.update, times)
@@ -161,19 +163,18 @@ def _run_job(job: Job, channel_fd: int, blob_fd: int, directory_fd: int) -> None
         os._exit(0)  # threads may still wait on the socket
 
 
-def lock_in(directory_fd: int, *, private: bool) -> int:
-    """Makes the directory all that this process can reach, and returns it, open, as its root. In a new mount namespace.
+def lock_in(path: str, *, private: bool) -> int:
+    """Makes the directory all that this process can reach, and returns it, open, as its root. In a new mount namespace;
+    nothing of another one may be open.
 
     What is left to code that takes the process over is to write below that directory. It has no other root to go to,
     and no capability to leave this one or to mount. It must be able to make device nodes; so that it cannot open them,
     the directory is mounted `nodev`, where that can be done (`private`: outside a chroot).
     """
-    path = os.readlink(f"/proc/self/fd/{directory_fd}")
     if private:
         linux.mount(path, path, "", linux.MS_BIND)
         linux.remount(path, linux.MS_NODEV | linux.MS_NOSUID | linux.MS_NOEXEC)
     root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    os.close(directory_fd)
     os.fchdir(root)
     os.chroot(".")
     linux.import_nothing_more()

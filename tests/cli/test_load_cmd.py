@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from store import Store
-from tests.cli.rig import answer, digest_of, fails, file_layer, layers_of, mounted_tree, ok
+from tests.cli.rig import answer, digest_of, fails, file_layer, layers_of, layout_of, mounted_tree, ok
 from tests.conftest import PROJECT, Cli, require
 from tests.support.images import HOST_PLATFORM, Compression, File, Image, Layer, write_docker_archive, write_layout
 
@@ -283,3 +283,17 @@ class TestBad:
         done = load_from_stdin(store_root, tar_of(layout).read_bytes())
         assert (done.returncode, done.stdout) == (1, b"")
         assert b"--tag" in done.stderr
+
+
+@pytest.mark.needs_root
+def test_where_the_root_is_a_mount_below_another(tmp_path: Path, store_root: Path) -> None:
+    """In a chroot that is a mount point, as some machines for builds have it: paths are meant as they are seen there."""
+    layout = layout_of(tmp_path / "layout", file_layer("a"))
+    (tmp_path / "root").mkdir()
+    script = 'mount --rbind / "$1"; cd "$1"; shift; exec chroot . sh -c \'cd "$1"; shift; exec "$@"\' sh "$@"'
+    load = [sys.executable, "-m", "pullpipe", "--root", store_root, "load", "--quiet", "-t", "a:1", layout]
+    private = ["unshare", "--mount", "--propagation=private"]
+    command = [*private, "sh", "-c", script, "sh", tmp_path / "root", PROJECT, *load]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "docker.io/library/a:1\n"

@@ -468,14 +468,14 @@ def _prepare(directory: int, how: str) -> None:
     """As `serve` and `_run_job` do, or a part of it."""
     if how == "locked in":
         linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWIPC)
+    path = os.readlink(f"/proc/self/fd/{directory}")  # for the descriptor's mount is about to be another namespace's
     linux.unshare(linux.CLONE_NEWNS)
     private = linux.keep_mounts_here()
     if how == "locked in":
-        lock_in(directory, private=private)
+        os.close(directory)
+        lock_in(path, private=private)
         return
-    os.chdir(
-        os.readlink(f"/proc/self/fd/{directory}")
-    )  # by its path, for the descriptor's mount is another namespace's
+    os.chdir(path)
     if how == CHROOT:
         os.chroot(".")
 
