@@ -287,7 +287,7 @@ class TestBad:
 
 @pytest.mark.needs_root
 def test_where_the_root_is_a_mount_below_another(tmp_path: Path, store_root: Path) -> None:
-    """In a chroot that is a mount point, as some machines for builds have it: paths are meant as they are seen there."""
+    """In a chroot that is a mount point, as some build machines have it: paths are meant as they are seen there."""
     layout = layout_of(tmp_path / "layout", file_layer("a"))
     (tmp_path / "root").mkdir()
     script = 'mount --rbind / "$1"; cd "$1"; shift; exec chroot . sh -c \'cd "$1"; shift; exec "$@"\' sh "$@"'
