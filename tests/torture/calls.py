@@ -292,7 +292,10 @@ def _text(thread: int, address: int) -> str:
         text = b""
         while b"\0" not in text and len(text) < 4096:
             at = address + len(text)
-            text += os.pread(memory.fileno(), 4096 - at % 4096, at)  # up to the page's end: the next may not be there
+            read = os.pread(memory.fileno(), 4096 - at % 4096, at)  # up to the page's end: the next may not be there
+            if not read:
+                raise ProcessLookupError  # it was killed meanwhile, and has no memory any more
+            text += read
     return os.fsdecode(text.partition(b"\0")[0])
 
 
