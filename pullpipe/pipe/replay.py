@@ -40,6 +40,7 @@ from store.locks import is_at
 from store.trees import pinned
 
 _T = TypeVar("_T")
+_OF_THE_STORE = (TransferError, VerificationError, LayerError, StoreError)
 _NO_LIMITS = Limits(0, 0, 0)  # whatever a blob comes to, it was allowed when it was pulled
 
 
@@ -142,7 +143,7 @@ class Replay:
             else:
                 try:
                     right = await self._from_blob(key, diff_id, make)
-                except (TransferError, VerificationError, LayerError, StoreError) as error:
+                except _OF_THE_STORE as error:
                     self._leave_out(key, error)
                     right = not known
         if not right:
@@ -230,8 +231,8 @@ class Replay:
             except (PullpipeError, StoreError, OSError) as error:
                 if not in_place():
                     return
-                if isinstance(error, OSError):
-                    raise
+                if not isinstance(error, _OF_THE_STORE):
+                    raise  # the machine's: what it refuses now says nothing of what is stored
                 self._leave_out(key, error)
             else:
                 await self._compare(key, staging, info, in_place)
