@@ -11,5 +11,5 @@ SOURCE_DATE_EPOCH=$(git show --no-patch --format=%ct "$commit")
 export SOURCE_DATE_EPOCH
 pullpipe pull --quiet --policy missing "$base" >/dev/null
 git -c tar.umask=022 archive --prefix=app/ "$commit" |
-    pullpipe layer add --quiet --message "commit $commit" --tag "$new" "$base" - >/dev/null
+    pullpipe layer add --quiet --replace --message "commit $commit" --tag "$new" "$base" - >/dev/null
 pullpipe config --quiet --workdir /app --label "org.opencontainers.image.revision=$commit" "$new"

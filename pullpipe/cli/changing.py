@@ -14,7 +14,7 @@ from pullpipe.cli.common import add_unpack_options, pull_options, reporting, run
 from pullpipe.errors import BadArgument
 from pullpipe.progress import MAKE
 from pullpipe.reference import Reference
-from store import Store
+from store import InUse, Store
 
 if TYPE_CHECKING:
     from pullpipe.change.draft import Changes, Draft, Note
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 def add_name_option(parser: argparse.ArgumentParser) -> None:
     """What to call the new image."""
     parser.add_argument("-t", "--tag", metavar="NEW", help="call the new image so (default: as the old one)")
+    add_replace_option(parser)
+
+
+def add_replace_option(parser: argparse.ArgumentParser) -> None:
+    """For a name that may be taken."""
+    parser.add_argument("--replace", action="store_true", help="NEW may be another image's name, which that loses")
 
 
 def add_making_options(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +121,12 @@ def new_name(text: str) -> Reference:
     if reference.digest:
         raise BadArgument(f"{text} is a name by digest, which only an image's bytes can give; choose a tag with --tag")
     return reference
+
+
+def check_free(store: Store, name: Reference, arguments: argparse.Namespace, old: Reference | None = None) -> None:
+    """Raises `InUse` when the name is another image's than `old`, unless it may be taken from that."""
+    if name != old and not arguments.replace and store.images.get(str(name)) is not None:
+        raise InUse(f"{name} is another image's name; choose another one, or say --replace")
 
 
 def make(store: Store, draft: Draft, reference: Reference, arguments: argparse.Namespace) -> None:

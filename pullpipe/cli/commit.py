@@ -9,7 +9,9 @@ from pullpipe.cli.changing import (
     add_compression_option,
     add_config_options,
     add_making_options,
+    add_replace_option,
     changes_of,
+    check_free,
     epoch,
     make,
     new_name,
@@ -21,6 +23,7 @@ HELP = "make an image of a container that has ended: its image, and what it chan
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    add_replace_option(parser)
     add_config_options(parser)
     add_compression_option(parser)
     add_making_options(parser)
@@ -32,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     name = new_name(arguments.new)
     changes = changes_of(arguments)
     store = open_store(arguments, as_root=True)
+    check_free(store, name, arguments)
     from pullpipe.change import archive, layer, upper
     from pullpipe.change.record import draft_of_manifest
 

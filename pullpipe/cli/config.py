@@ -10,6 +10,7 @@ from pullpipe.cli.changing import (
     add_making_options,
     add_name_option,
     changes_of,
+    check_free,
     make,
     new_name,
     note_of,
@@ -28,11 +29,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    reference = Reference.parse(arguments.reference)
     name = new_name(arguments.tag or arguments.reference)
     changes = changes_of(arguments)
     store = open_store(arguments, as_root=True)
+    check_free(store, name, arguments, old=reference)
     from pullpipe.change.record import draft_of
 
-    draft = draft_of(store, local.find(store, Reference.parse(arguments.reference)))
+    draft = draft_of(store, local.find(store, reference))
     make(store, draft.changed(changes, note_of(arguments, "pullpipe config")), name, arguments)
     return 0

@@ -10,7 +10,9 @@ from pullpipe.cli.changing import (
     add_compression_option,
     add_config_options,
     add_making_options,
+    add_replace_option,
     changes_of,
+    check_free,
     make,
     new_name,
     note_of,
@@ -23,6 +25,7 @@ HELP = "make an image of a tar archive that holds a root file system"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="what it is for, instead of this machine's")
+    add_replace_option(parser)
     add_config_options(parser)
     add_compression_option(parser)
     add_making_options(parser)
@@ -35,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     if path != "-" and not os.path.isfile(path):
         raise BadArgument(f"{path} is no file; a tar archive is wanted, or - for standard input")
     store = open_store(arguments, as_root=True)
+    check_free(store, name, arguments)
     from pullpipe.change import layer
     from pullpipe.change.draft import Draft
 

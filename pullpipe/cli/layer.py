@@ -12,6 +12,7 @@ from pullpipe.cli.changing import (
     add_compression_option,
     add_making_options,
     add_name_option,
+    check_free,
     epoch,
     make,
     new_name,
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     reference = Reference.parse(arguments.reference)
     name = new_name(arguments.tag or arguments.reference)
     store = open_store(arguments, as_root=True)
+    check_free(store, name, arguments, old=reference)
     if arguments.action == "add":
         return _add(store, reference, name, arguments)
     from pullpipe.change.record import draft_of

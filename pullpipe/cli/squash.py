@@ -9,6 +9,7 @@ from pullpipe.cli.changing import (
     add_compression_option,
     add_making_options,
     add_name_option,
+    check_free,
     epoch,
     make,
     new_name,
@@ -28,13 +29,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    reference = Reference.parse(arguments.reference)
     name = new_name(arguments.tag or arguments.reference)
     store = open_store(arguments, as_root=True)
+    check_free(store, name, arguments, old=reference)
     from pullpipe.change import archive, layer
     from pullpipe.change.merged import merged
     from pullpipe.change.record import draft_of
 
-    image = local.find(store, Reference.parse(arguments.reference))
+    image = local.find(store, reference)
     draft = draft_of(store, image)
     with merged(stack.lower_of(store, image.chain_id)) as tree:
         tar = archive.pieces(tree, archive.Rules(latest=epoch(), root=True))

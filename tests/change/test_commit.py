@@ -70,7 +70,7 @@ def test_commit_again(cli: Cli, changed: tuple[str, Snapshot], tmp_path: Path) -
     """The container is as it was, and the same layer comes of it; the image that it came from may have gone."""
     container, _ = changed
     ok(cli, "commit", "--quiet", container, "new:1")
-    ok(cli, "tag", "new:1", "base:1")
+    ok(cli, "tag", "--replace", "new:1", "base:1")
     ok(cli, "prune")
     ok(cli, "commit", "--quiet", container, "again:1")
     first, again = (answer(cli, "inspect", name)["manifest"]["layers"] for name in ("new:1", "again:1"))

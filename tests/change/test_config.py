@@ -164,3 +164,31 @@ def test_import_and_export_refused(cli: Cli, layered: str, tmp_path: Path) -> No
     assert "missing" in fails(cli, "export", "--output", tmp_path / "x", "missing")
     assert not (tmp_path / "x").exists()
     assert "cannot write" in fails(cli, "export", "--output", tmp_path / "no" / "x", layered)
+
+
+def test_a_name_that_is_taken(cli: Cli, base: str, layered: str, tmp_path: Path) -> None:
+    """Nothing is made, and nobody loses a name, unless that is wanted; a name for the same image is no matter."""
+    (tmp_path / "a.tar").write_bytes(Layer([File("f", b"f")]).tar)
+    with mounted(cli, base, tmp_path / "mnt", "--rw"):
+        (tmp_path / "mnt" / "written").touch()
+    [container] = answer(cli, "ps", "--format=json")
+    before = answer(cli, "images", "--format=json")
+    commands = [
+        ["tag", base, layered],
+        ["layer", "add", "-t", layered, base, "/etc/ssl"],
+        ["layer", "drop", "-t", layered, base, "1"],
+        ["config", "-t", layered, "--env=A=1", base],
+        ["squash", "-t", layered, base],
+        ["commit", container["name"], layered],
+        ["import", str(tmp_path / "a.tar"), layered],
+    ]
+    for words in commands:
+        assert "is another image's name; choose another one, or say --replace" in fails(cli, *words)
+    assert answer(cli, "images", "--format=json") == before
+    ok(cli, "tag", base, "also:1")
+    ok(cli, "tag", base, "also:1")
+    for words in commands:
+        quiet = [] if words[0] == "tag" else ["--quiet"]
+        place = 2 if words[0] == "layer" else 1
+        ok(cli, *words[:place], "--replace", *quiet, *words[place:])
+    assert answer(cli, "inspect", layered)["config"]["history"][-1]["created_by"] == "pullpipe import"
