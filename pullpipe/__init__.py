@@ -7,8 +7,7 @@ The Python API; docs/python.md shows it:
     done = await pullpipe.run("alpine:3.20", "cat", "/etc/os-release", store=store)
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # the one of `typing`, which the command line need not wait for
 __version__ = "0.1.0"
 __all__ = [
     "Completed",
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from store import Store, StoreError
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Each when it is asked for: the command line starts without them."""
     if name not in __all__:
         raise AttributeError(f"module 'pullpipe' has no attribute {name!r}")

@@ -17,6 +17,7 @@ from pullpipe.errors import CommandNotExecutable, CommandNotFound, PullpipeError
 from pullpipe.runner import cgroups, names, process, signals, spec
 from pullpipe.runner.limits import settings
 from pullpipe.runner.streams import Streams
+from pullpipe.runner.terminal import our_size
 from store import Container, StoreError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _prepare(planned: Planned) -> None:
         options.walls,
         rootfs=rootfs,
         hostname=hostname,
-        terminal=options.terminal,
+        terminal=our_size() if options.terminal else None,
         files=names.write_files(_path(planned), hostname, options.walls.network),
         limits=options.limits,
         annotations=spec.image_annotations(image.config, store.blobs.read(image.manifest.config.digest)),

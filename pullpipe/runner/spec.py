@@ -34,17 +34,18 @@ def document(
     *,
     rootfs: str,
     hostname: str = "",
-    terminal: bool = False,
+    terminal: tuple[int, int] | None = None,
     files: Sequence[tuple[str, str]] = (),
     limits: Limits | None = None,
     annotations: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The config.json. `files` are (path on the host, path in the container), as `names.write_files` gives them.
+    `terminal` has rows and columns, zeros where they are unknown.
 
     Raises `RunError` for a limit that cannot be kept, `BadConfiguration` for a seccomp profile that is none.
     """
     process: dict[str, Any] = {
-        "terminal": terminal,
+        "terminal": terminal is not None,
         "user": {"uid": identity.uid, "gid": identity.gid, "additionalGids": list(identity.groups)},
         "args": list(planned.argv),
         "env": [f"{name}={value}" for name, value in {"HOME": identity.home, **planned.env}.items()],
@@ -56,6 +57,8 @@ def document(
             for name, soft, hard in walls.rights.limits
         ],
     }
+    if terminal and all(terminal):
+        process["consoleSize"] = dict(zip(("height", "width"), terminal, strict=True))
     devices = [_device(source, target) for source, target in walls.devices]
     rules = [{"allow": False, "access": "rwm"}, *(_rule(device) for device in devices)]
     isolated: dict[str, Any] = {

@@ -43,15 +43,25 @@ def become_controlling(slave: int) -> None:
         os.dup2(slave, stream)
 
 
+def our_size() -> tuple[int, int]:
+    """The rows and columns of our terminal; zeros, if we have none."""
+    rows, columns, _, _ = struct.unpack("4H", _our_size() or bytes(8))
+    return rows, columns
+
+
 def copy_size(master: int) -> None:
     """Gives the pty the size of our terminal, if we have one."""
+    if size := _our_size():
+        fcntl.ioctl(master, termios.TIOCSWINSZ, size)
+
+
+def _our_size() -> bytes | None:
     for stream in (0, 1, 2):
         try:
-            size = fcntl.ioctl(stream, termios.TIOCGWINSZ, b"\0" * 8)
+            return fcntl.ioctl(stream, termios.TIOCGWINSZ, bytes(8))
         except OSError:
             continue
-        fcntl.ioctl(master, termios.TIOCSWINSZ, size)
-        return
+    return None
 
 
 def set_raw(stream: int) -> Callable[[], None]:

@@ -334,6 +334,9 @@ def test_a_terminal(shell_root: Path) -> None:
     shown = terminal_of(shell_root, "--rm", "-it", "--runtime=runc", "test", "sh", "-c", script)
     with contextlib.closing(shown):
         shown.expect("/dev/pts/0\r\n33 77\r\nup\r\n")
+        [bundle] = shell_root.glob("containers/*/bundle")
+        # Without, runc sets it a moment after the command has begun.
+        assert config(bundle)["process"]["consoleSize"] == {"height": 33, "width": 77}
         shown.resize(40, 100)
         shown.expect("40 100\r\n")
         shown.type("\x03")
