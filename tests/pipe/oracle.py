@@ -59,17 +59,19 @@ class Oracle:
                 parent = self._directory(way)
                 self._last[parent, name] = entry
                 late.append((entry, parent, name))
+        dangling = []
         for entry, parent, name in late:
-            # The last of several entries of one name wins, also over a link that had to wait; a directory that was
-            # needed there is one, too. With its directory the link is gone.
-            if not self._holds(self.root, parent) or self._last[parent, name] is not entry:
+            if not self._counts(entry, parent, name):
                 continue
             assert isinstance(entry, Hardlink)
             inode = self._link_target(_parts(entry.target))
             if inode is None:
-                raise Unresolved(entry)
+                dangling.append((entry, parent, name))
+                continue
             parent.children[name] = inode
             self._touch(parent)
+        if any(self._counts(*link) for link in dangling):
+            raise Unresolved
 
     def snapshot(self) -> Snapshot:
         """In the form that a walk over a real tree has."""
@@ -120,6 +122,14 @@ class Oracle:
         self._last[parent, name] = entry
         self._touch(parent)
         return True
+
+    def _counts(self, entry: Entry, parent: Inode, name: bytes) -> bool:
+        """Whether a link that had to wait is still to be made.
+
+        The last of several entries of one name wins, also over such a link; a directory that was needed there is one,
+        too. With its directory the link is gone.
+        """
+        return self._holds(self.root, parent) and self._last[parent, name] is entry
 
     def _holds(self, directory: Inode, wanted: Inode) -> bool:
         return directory is wanted or any(self._holds(child, wanted) for child in directory.children.values())

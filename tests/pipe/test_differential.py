@@ -96,6 +96,7 @@ LAYERS = st.lists(st.lists(ENTRIES, min_size=0, max_size=7), min_size=1, max_siz
 @example([[Symlink("b/a", "b/b")], [Whiteout("b/a/a"), Symlink("b/a", "b/b")]])
 @example([[Dir("b"), Hardlink("b", "b"), Dir("b")]])
 @example([[File("a"), Dir("b"), Hardlink("b", "a/a"), Whiteout("a"), Dir("b")]])
+@example([[File("a"), Hardlink("b/a", "dd"), Dir("a"), Hardlink("b", "a"), File("a")]])
 @example([[Dir("a/b", mtime_ns=5), Dir("c/b", mtime_ns=7), Symlink("a", "c")]])
 def test_stack(layers: Sequence[Sequence[Entry]]) -> None:
     """The mounted stack, the layers flattened into one directory, and what is seen in the store without a mount, of all
