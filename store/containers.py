@@ -19,7 +19,7 @@ from store import durable, locks
 from store.digest import Digest
 from store.errors import Corrupt, InUse, NotInStore
 from store.locks import Lock, exists
-from store.trees import remove_tree
+from store.trees import Doomed
 
 
 class Container(NamedTuple):
@@ -66,6 +66,7 @@ class Containers:
 
     def __init__(self, root: str, *, durable: bool) -> None:
         self._directory = os.path.join(root, "containers")
+        self._staging = os.path.join(root, "staging")
         self._lock = os.path.join(root, "containers.lock")
         self._durable = durable
 
@@ -205,7 +206,6 @@ class Containers:
 
     def discard(self, container_id: str) -> bool:
         """Removes a container whose record is damaged, by its whole id; says whether there was one that did not run."""
-        path = os.path.join(self._directory, container_id)
         if not container_id.isalnum():
             return False
         lock = Lock(self._lock_path(container_id))
@@ -214,8 +214,7 @@ class Containers:
                 return False
         except (FileNotFoundError, NotADirectoryError):  # no such container, or it has just been removed
             return False
-        remove_tree(path)
-        lock.release()
+        self._remove(container_id, lock)
         return True
 
     def clean(self) -> None:
@@ -230,13 +229,17 @@ class Containers:
         return [one for one in ids if not exists(os.path.join(self._directory, one, "config.json"))]
 
     def remove(self, container: Container, held: Lock | None = None) -> None:
-        """Removes the record first, then the files; `held` is its lock, if the caller has it. Raises `InUse` when
-        somebody else has, `NotInStore` when it is gone."""
+        """Removes it, whatever is in it; `held` is its lock, if the caller has it. Raises `InUse` when somebody else
+        has, `NotInStore` when it is gone."""
         lock = held or self.lock(container)
         if lock is None:
             raise InUse(f"container {container.name} is running; `pullpipe stop {container.name}` ends it")
+        self._remove(container.id, lock)
+
+    def _remove(self, container_id: str, lock: Lock) -> None:
+        """In one step for whoever looks: what goes file by file is half made to others, who would sweep it too."""
+        hidden = os.path.join(self._staging, f"container-{container_id}")
         try:
-            os.unlink(os.path.join(self.path(container), "config.json"))
-            remove_tree(self.path(container))
+            Doomed(os.path.join(self._directory, container_id), hidden).remove()
         finally:
             lock.release()

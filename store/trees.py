@@ -145,19 +145,21 @@ class Trees(Generic[_I]):
 
     def take_away(self, digest: Digest) -> Doomed:
         """Takes the tree out of sight in one step. The caller holds `use.lock`, and removes the files without it."""
-        path = f"{self._staged(digest)}.{os.getpid()}.{next(_numbers)}.removed"
-        lock = Lock(path + ".lock")
-        lock.acquire()
-        os.rename(self._path(digest), path)
-        return Doomed(path, lock)
+        return Doomed(self._path(digest), f"{self._staged(digest)}.{os.getpid()}.{next(_numbers)}.removed")
 
 
 class Doomed:
-    """A tree that is out of sight, and whose files are still there."""
+    """A directory that is out of sight, and whose files are still there: `path` is taken to `hidden`, in `staging/`."""
 
-    def __init__(self, path: str, lock: Lock) -> None:
-        self._path = path
-        self._lock = lock
+    def __init__(self, path: str, hidden: str) -> None:
+        self._path = hidden
+        self._lock = Lock(hidden + ".lock")
+        self._lock.acquire()
+        try:
+            os.rename(path, hidden)
+        except BaseException:
+            self._lock.release(remove=True)
+            raise
 
     def remove(self) -> None:
         """Removes the files, which may take a while; `clean` does so after a crash."""

@@ -17,7 +17,7 @@ from store import Digest, ImageRecord, LayerInfo, Store
 PROJECT = Path(__file__).parents[2]
 
 # Every call that changes a directory or opens a file, as the interpreter announces it before it happens.
-_STEPS = ("open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "fcntl.flock")
+STEPS = ("open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "fcntl.flock")
 
 _DIES = f"""
 import ctypes, os, signal, sys
@@ -28,7 +28,7 @@ from tests.store.rig import *
 left = int(sys.argv[2])
 def count(event, arguments):
     global left
-    if event in {_STEPS!r}:
+    if event in {STEPS!r}:
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)

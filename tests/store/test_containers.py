@@ -211,6 +211,35 @@ def test_removal_killed_at_any_step(store: Store, store_root: Path) -> None:
     assert list(store.containers) == []
 
 
+@pytest.mark.parametrize("removal", ["remove(container)", "discard(container.id)"])
+def test_removed_while_others_clean(store_root: Path, removal: str) -> None:
+    """Whichever step of a removal it is at which somebody sweeps what is half made, neither is in the other's way."""
+    program = f"""
+import os
+left = 0
+def step(event, arguments):
+    global left
+    if event in STEPS:
+        left -= 1
+        if left == 0:
+            Store(store.root).clean()
+sys.addaudithook(step)
+for steps in range(1, 1000):
+    container, lock = store.containers.create(image="i", manifest=Digest.of(b""), stack=Digest.of(b""))
+    os.mkdir(os.path.join(store.containers.path(container), "upper", "directory"))
+    lock.release()
+    left = steps
+    store.containers.{removal}
+    if left > 0:
+        break
+    assert os.listdir(os.path.join(store.root, "containers")) == [], steps
+assert steps > 10
+left = 0
+"""
+    with another_process(program, store_root):
+        pass
+
+
 def forget_all(store: Store) -> None:
     """So that each round makes the same steps, and does not look at what earlier ones left."""
     for path in Path(store.root, "containers").iterdir():
