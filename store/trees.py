@@ -12,8 +12,8 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Generic, Protocol, TypeVar
 
 from store import durable
@@ -115,6 +115,10 @@ class Trees(Generic[_I]):
                     raise
                 return f"it cannot be read: {error.strerror}"
             return (f"{first} (and {more} more)" if more else first) if in_place() else ""
+
+    def pinned(self, digests: Iterable[Digest]) -> AbstractContextManager[Callable[[], bool]]:
+        """Tells, of trees that are relied on without a lock, whether all are there that were at the start."""
+        return pinned([self._path(digest) for digest in digests])
 
     def lock(self, digest: Digest) -> Lock:
         """The lock of whoever makes this tree, so that it is made once. Release it with `remove=True`."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from pullpipe.errors import (
     InvalidDocument,
     LayerError,
     NoRoom,
+    PullpipeError,
     VerificationError,
     WrongBlob,
     first_cause,
@@ -40,7 +41,7 @@ from pullpipe.platforms import Platform
 from pullpipe.progress import Progress, human_size
 from pullpipe.trace import Times
 from pullpipe.transports import Source
-from store import Digest, ImageRecord, Ingest, LayerInfo, Staging, Store
+from store import Digest, ImageRecord, Ingest, LayerInfo, Staging, Store, StoreError
 from store.locks import Lock
 
 _LARGE = 16 << 20  # bytes of a blob
@@ -114,6 +115,13 @@ def _check_room(store: Store, image: local.LocalImage, others: Mapping[Digest, D
         )
 
 
+class _Settled(NamedTuple):
+    """What an image's layers come to together."""
+
+    made: list[Staging[Any]]  # variants, and the stack last
+    in_place: Callable[[], bool]  # whether all that it stands on is still in the store
+
+
 class _Layers:
     """The layers of one pull on their way into the store."""
 
@@ -140,15 +148,15 @@ class _Layers:
         while not recorded:
             with ExitStack() as owned:
                 mine = await self._lock(self._missing(wanted), owned)
-                made: list[Staging[Any]] = []
+                settled = None
                 try:
                     await self._make(self._missing(mine), owned)
-                    if not any(diff_id not in self._staged for diff_id in self._missing(wanted)):
+                    if self._staged.keys() >= self._missing(wanted).keys():
                         with self._progress.stage("settle"):
-                            made = await self._settle(image, wanted, owned)
+                            settled = await self._settle(image, wanted, owned)
                 finally:
                     with self._progress.stage("publish"):
-                        recorded = self._publish(image, documents, made)
+                        recorded = self._publish(image, documents, settled)
 
     def _times(self) -> Times:
         return Times(detailed=self._progress.trace is not None)
@@ -169,22 +177,18 @@ class _Layers:
             owned.callback(locks[diff_id].release, remove=True)
         return {diff_id: layers[diff_id] for diff_id in held}
 
-    def _publish(
-        self, image: local.LocalImage, documents: Mapping[Digest, bytes], settled: Sequence[Staging[Any]]
-    ) -> bool:
+    def _publish(self, image: local.LocalImage, documents: Mapping[Digest, bytes], settled: _Settled | None) -> bool:
         """Makes visible what has been made, and records the image when that was the last of it; says whether it was.
 
         Under the store's lock, so that nothing is swept between a layer's publication and the record that needs it.
         """
         with self._store.shared(), ExitStack() as owned:
             layers = [staging for staging, _ in self._staged.values()]
-            complete = bool(settled) and all(
-                diff_id in self._staged or diff_id in self._store.layers for diff_id in image.config.diff_ids
-            )
+            complete = settled is not None and settled.in_place()
             blobs = list(self._blobs.values()) if self._options.keep_blobs else []
             if complete:
                 blobs += [owned.enter_context(self._store.blobs.document(*item)) for item in documents.items()]
-            self._store.publish(blobs, [*layers, *(settled if complete else ())])
+            self._store.publish(blobs, [*layers, *(settled.made if settled is not None and complete else ())])
             self._blobs.clear()
             self._staged.clear()
             if complete:
@@ -193,12 +197,18 @@ class _Layers:
 
     async def _settle(
         self, image: local.LocalImage, wanted: Mapping[Digest, Descriptor], owned: ExitStack
-    ) -> list[Staging[Any]]:
-        """All layers are there: what they come to together, staged, the stack last."""
+    ) -> _Settled | None:
+        """All layers are there: what they come to together. None if somebody removes meanwhile what that stands on."""
         made: list[Staging[Any]] = []
+        stored = [diff_id for diff_id in wanted if diff_id not in self._staged]
+        pins = [owned.enter_context(self._store.layers.pinned(stored))]
+
+        def in_place() -> bool:
+            return all(pin() for pin in pins)
 
         async def variant(layer: settle.Layer, below: Sequence[str]) -> tuple[str, LayerInfo]:
             if layer.chain_id in self._store.variants:
+                pins.append(owned.enter_context(self._store.variants.pinned([layer.chain_id])))
                 return self._store.variants.files(layer.chain_id), self._store.variants.info(layer.chain_id)
             staging = self._store.variants.stage_alone(layer.chain_id)
             owned.callback(staging.discard)
@@ -212,9 +222,14 @@ class _Layers:
 
         stack = self._store.stacks.stage_alone(image.chain_id)
         owned.callback(stack.discard)
-        layers = settle.plan(self._store, image.config.diff_ids, self._staged)
-        stack.describe(await settle.settle(self._store, layers, stack.files, variant))
-        return [*made, stack]
+        try:
+            layers = settle.plan(self._store, image.config.diff_ids, self._staged)
+            stack.describe(await settle.settle(self._store, layers, stack.files, variant))
+        except (PullpipeError, StoreError, OSError):
+            if in_place():
+                raise
+            return None
+        return _Settled([*made, stack], in_place)
 
     async def _make(self, layers: Mapping[Digest, Descriptor], owned: ExitStack) -> None:
         """Fetches and unpacks these layers, whose locks we hold; the largest first, for they take longest."""

@@ -19,18 +19,20 @@ from typing import Any
 
 import pytest
 
+from pullpipe import local, stack
 from pullpipe.errors import LayerError, PullpipeError, TransferError, VerificationError, WorkerDied
 from pullpipe.oci import Descriptor
 from pullpipe.pipe.pull import Options, Pulled, pull
 from pullpipe.platforms import Platform
 from pullpipe.progress import Progress
+from pullpipe.reference import Reference
 from pullpipe.transports import Document
 from pullpipe.transports.files import Directory
 from pullpipe.transports.layout import LayoutSource
 from store import Digest, Store
 from tests.conftest import PROJECT, Cli
 from tests.support.hostile import Fault, FaultyRegistry
-from tests.support.images import File, Image, Layer, write_layout
+from tests.support.images import Dir, Entry, File, Image, Layer, Symlink, write_layout
 from tests.support.processes import PATIENCE, Watched, children, descendants, grandchildren, until
 
 pytestmark = pytest.mark.needs_root
@@ -359,6 +361,46 @@ def test_two_pulls_make_each_layer_once(layout: Path, store: Store) -> None:
     with nothing_left_behind(store):
         assert sorted(asyncio.run(both())) == sorted(DIGESTS.values())
     check_whole(store)
+
+
+class Stages(Progress):
+    """Has something happen when a stage begins for the first time."""
+
+    def __init__(self, name: str, act: Callable[[], object]) -> None:
+        self._acts = {name: act}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._acts.pop(name, lambda: None)()
+        yield
+
+
+@pytest.mark.parametrize("stage", ["settle", "publish"])
+@pytest.mark.parametrize("layers_stay", [False, True])
+def test_what_a_pull_relies_on_is_removed(stage: str, tmp_path: Path, store: Store, *, layers_stay: bool) -> None:
+    """Layers that the store had, and a variant of one, vanish with another image: they are made anew."""
+    link: list[Entry] = [Dir("usr/lib"), Symlink("lib", "usr/lib")]
+    through: list[Entry] = [File("lib/x")]
+    images: dict[str, list[list[Entry]]] = {
+        "before": [link, through],
+        "reverse": [through, link],
+        "wanted": [link, through, [File("y")]],
+    }
+
+    def provide(name: str, progress: Progress) -> None:
+        write_layout(tmp_path / name, {"t": Image([Layer(entries, None) for entries in images[name]])})
+        source, options = Slow(tmp_path / name), Options(Platform.of_this_machine())
+        asyncio.run(pull(source, str(source.manifest), f"example.org/{name}:1", store, options, progress))
+
+    for name in ("before", "reverse") if layers_stay else ("before",):
+        provide(name, Progress())
+    removed = Reference.parse("example.org/before:1")
+    with nothing_left_behind(store):
+        provide("wanted", Stages(stage, lambda: local.remove(store, removed)))
+    assert store.images.get(str(removed)) is None
+    image = local.find(store, Reference.parse("example.org/wanted:1"))
+    assert all(map(os.path.isdir, stack.lower_of(store, image.chain_id)))
+    assert len(list(store.variants)) == 1
 
 
 class Bad(Slow):
