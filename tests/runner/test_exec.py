@@ -287,7 +287,7 @@ from pullpipe.runner import command
 linux.hide_from_others = lambda: None
 become = command.execute
 def execute(planned):
-    with open("/exposed", "rb"):  # a FIFO: until the watcher has seen enough
+    with open("/exposed", "rb"):  # a FIFO: until the watcher has seen enough, and somebody opens it to write
         become(planned)
 command.execute = execute
 program()
@@ -306,7 +306,7 @@ def test_nobody_sees_our_program(another: Callable[..., None], cli: Cli, store_r
     command = [sys.executable, "-c", NOT_HIDDEN, "--root", str(store_root), "exec", "c", "true"]
     with subprocess.Popen(command, cwd=PROJECT) as exposed:
         until(lambda: ours in cli("logs", "-n", "2000", "c").stdout, "it cannot be seen at all")
-        out(cli("exec", "c", "sh", "-c", "echo >/exposed"))
+        out(cli("exec", "c", "sh", "-c", ": >/exposed"))
     assert exposed.returncode == 0
 
 
