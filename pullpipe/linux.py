@@ -35,7 +35,6 @@ MS_REMOUNT = 0x20
 MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
-MS_STRICTATIME = 1 << 24
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 
@@ -54,7 +53,7 @@ _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 
-_PIDFD_GETFD = 438  # the same on all machines but alpha
+_CLOSE_RANGE, _PIDFD_GETFD = 436, 438  # the same on all machines but alpha
 
 # <linux/if_tun.h>; _IOW of struct sock_fprog
 _TUNATTACHFILTER = (0x80 if os.uname().machine.startswith("ppc") else 0x40) << 24 | struct.calcsize("HP") << 16 | 0x54D5
@@ -305,6 +304,12 @@ def descriptor_of(pid: int, number: int) -> int:
         return _descriptor(f"share a descriptor of process {pid}", _PIDFD_GETFD, process, number, 0)
     finally:
         os.close(process)
+
+
+def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
+    """Closes descriptors: unlike os.closerange(3), all that there are, also those beyond what we may open ourselves."""
+    if first <= last:
+        _descriptor("close descriptors", _CLOSE_RANGE, first, last, 0)
 
 
 def set_limit(name: str, soft: int, hard: int) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from pullpipe import linux, stack
+from pullpipe import interpreter, linux, stack
 from pullpipe.errors import BadArgument, NeedsRoot, NotFound, RunError
 from pullpipe.local import LocalImage
 from pullpipe.runner import command, names, process, sandbox, seccomp, state
@@ -295,6 +295,7 @@ class _Begun(Life):
 
 
 def _start(planned: Planned, streams: Streams, begun: _Begun) -> Ended:
+    interpreter.check()
     container, groups, limited, walls = planned.container, planned.groups, begun.state.cgroups, planned.options.walls
     hostname = planned.options.hostname or container.short_id
     own = planned.store.containers.path(container)

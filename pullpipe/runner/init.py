@@ -41,7 +41,7 @@ def stay_behind(*, terminal: bool) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         return
     os.chdir("/")
-    os.closerange(0, os.sysconf("SC_OPEN_MAX"))  # the command's streams close when the command closes them
+    linux.close_range(0)  # the command's streams close when the command closes them
     while True:
         number = signal.sigwait(signal.valid_signals())
         if number != signal.SIGCHLD:

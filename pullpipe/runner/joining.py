@@ -13,7 +13,7 @@ import signal
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from pullpipe import linux
+from pullpipe import interpreter, linux
 from pullpipe.errors import KernelRefused, NotRunning, RunError
 from pullpipe.runner import capabilities, command, ending, process, sandbox
 from pullpipe.runner.command import Command
@@ -72,6 +72,7 @@ def _planned(container: Container, settings: Settings, asked: Asked, ambient: Ma
 
 
 def _join(planned: Command, streams: Streams, first: First, *, tied: bool) -> int:
+    interpreter.check()
     inside = _someone_inside(first)
     if first.state.rights.capabilities & capabilities.SYS_PTRACE and not _differs(inside, "user"):
         raise RunError(

@@ -120,7 +120,7 @@ def _become(program: _Program, given: socket.socket, ready: int, said: int, plac
         for number, descriptor in ((0, null), (1, said), (2, said), (program.ready, ready)):
             os.dup2(descriptor, number)
         os.set_inheritable(program.ready, True)
-        os.closerange(max(program.ready, 2) + 1, os.sysconf("SC_OPEN_MAX"))
+        linux.close_range(max(program.ready, 2) + 1)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # pasta refuses to start where it is ignored
         last = (place, _INTERFACE) if program.path.endswith(_SLIRP4NETNS) else (place,)
         os.execve(program.path, (program.path, *program.options, *last), {})

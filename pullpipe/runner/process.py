@@ -239,6 +239,6 @@ def close_all_but(*kept: int) -> None:
     """Of all descriptors but the standard streams."""
     start = 3
     for fd in sorted(kept):
-        os.closerange(start, fd)
+        linux.close_range(start, fd - 1)
         start = fd + 1
-    os.closerange(start, os.sysconf("SC_OPEN_MAX"))
+    linux.close_range(start)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import platform
+import resource
 import shutil
 import stat
 import subprocess
@@ -210,6 +212,33 @@ def test_no_descriptor_of_the_host_is_open(shell_root: Path, tmp_path: Path) -> 
     assert (shown.decode().split(), err) == (["0", "1", "2", "/dev/null"], b"")
 
 
+@pytest.mark.parametrize("way", ["run", "--init", "exec"])
+def test_no_descriptor_beyond_the_limit_is_open(way: str, shell_root: Path) -> None:
+    """One that was inherited from before the limit on how many there may be was lowered."""
+    high = 900
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    directory = fcntl.fcntl(os.open("/", os.O_RDONLY | os.O_DIRECTORY), fcntl.F_DUPFD, high)
+    os.set_inheritable(directory, True)
+    limited = ["prlimit", f"--nofile=300:{hard}", sys.executable, "-m", "pullpipe", "--root", str(shell_root)]
+    command = ["run", "--rm", *(["--init"] if way == "--init" else []), "test"]
+    if way == "exec":
+        out(pullpipe(shell_root, "run", "-d", "--name", "c", "test", "sleep", "1000"))
+        command = ["exec", "c"]
+    try:
+        done = subprocess.run(
+            [*limited, *command, "sh", "-c", "echo /proc/[0-9]*/fd/*"],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            pass_fds=(directory,),
+        )
+    finally:
+        os.close(directory)
+        pullpipe(shell_root, "rm", "-f", "c")
+    assert "/fd/2" in out(done)
+    assert not [path for path in done.stdout.split() if path.endswith(f"/fd/{directory}")]
+
+
 def test_a_working_directory_in_a_descriptor(image: None, store_root: Path, cli: Cli) -> None:
     """CVE-2024-21626: `/proc/self/fd/N` leads out where N is a directory of the host: refused, or no N."""
     host = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
@@ -295,17 +324,88 @@ def test_python_modules_of_the_image_are_not_imported(load: Callable[..., None],
 # The program that runs, and its rights.
 
 
-def test_the_runners_program(run: Run) -> None:
-    """CVE-2019-5736: a command that is /proc/self/exe, or a script for it, is the host's Python, run in the container.
-    It can be opened, but not to be written: the runner executes it for as long as there is a container."""
-    script = """
+CHANGES = """
 import os
-kept = os.open("/proc/self/exe", os.O_RDONLY)
-os.set_inheritable(kept, True)
-os.execv("/bin/sh", ["sh", "-c", f"true >> /proc/self/fd/{kept}"])
+ours = "/proc/self/exe"
+for change in (
+    lambda: os.setxattr(ours, b"user.evil", b"x"),
+    lambda: os.utime(ours, (1, 1)),
+    lambda: os.chown(ours, 1234, 1234),
+    lambda: os.chmod(ours, 0o4755),
+    lambda: open(ours, "r+b"),
+):
+    try:
+        change()
+        print("changed")
+    except OSError as error:
+        print(error.strerror)
 """
-    done = run("/proc/self/exe", "-S", "-c", script, options=host_python())
-    assert "Text file busy" in done.stderr, done.stderr
+OFF_GUARD = """
+from pullpipe import interpreter
+from pullpipe.cli import program
+interpreter.check = lambda: None
+program()
+"""
+
+
+@pytest.fixture(params=["small", "large"])
+def interpreter(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A Python of its own for pullpipe; a large one is not copied into memory, but mounted."""
+    path = tmp_path / "python"
+    shutil.copyfile(os.path.realpath(sys.executable), path)
+    path.chmod(0o755)
+    if request.param == "large":
+        os.truncate(path, max(path.stat().st_size, 2 << 20))
+    elif path.stat().st_size >= 1 << 20:
+        pytest.skip("this machine's Python is no small one")
+    return path
+
+
+def by(interpreter: Path, words: tuple[str, ...], *arguments: str) -> str:
+    """What a command prints that this interpreter runs by these words."""
+    env = {**os.environ, "PYTHONHOME": sys.base_prefix, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [interpreter, *words, *arguments], cwd=PROJECT, env=env, capture_output=True, text=True, timeout=60
+    )
+    return done.stdout + done.stderr
+
+
+def state(path: Path) -> tuple[object, ...]:
+    status = path.stat()
+    return oct(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, os.listxattr(path), path.read_bytes()
+
+
+@pytest.mark.parametrize("way", ["command", "script", "--init", "exec"])
+def test_the_runners_program(way: str, interpreter: Path, load: Callable[..., None], store_root: Path) -> None:
+    """CVE-2019-5736: a command that is /proc/self/exe, or a script for it, is the host's Python, run in the container,
+    by a root who may change modes, owners and attributes. The host's file is out of its reach."""
+    load(File("script", b"#!/proc/self/exe\n" + CHANGES.encode(), 0o755), File("changes", CHANGES.encode()))
+    before = state(interpreter)
+    pullpipe_ = ("-m", "pullpipe", "--root", str(store_root))
+    evil = ("/script",) if way == "script" else ("/proc/self/exe", "/changes")
+    if way == "exec":
+        by(interpreter, pullpipe_, "run", "-d", "--name", "c", *host_python(), "test", "sleep", "1000")
+        shown = by(interpreter, pullpipe_, "exec", "c", *evil)
+        by(interpreter, pullpipe_, "rm", "-f", "c")
+    else:
+        options = ("--init",) if way == "--init" else ()
+        shown = by(interpreter, pullpipe_, "run", "--rm", *options, *host_python(), "test", *evil)
+    assert len(shown.splitlines()) == 5, shown  # it did run
+    assert state(interpreter) == before
+
+
+def test_the_runners_program_off_guard(interpreter: Path, load: Callable[..., None], store_root: Path) -> None:
+    """The control: where the program has not executed itself again, there is nothing between; so it refuses to run."""
+    load(File("changes", CHANGES.encode()))
+    words = ("--root", str(store_root), "run", "--rm", *host_python(), "test", "/proc/self/exe", "/changes")
+    before = state(interpreter)
+    assert "could change the machine's Python" in by(
+        interpreter, ("-c", OFF_GUARD.replace("interpreter.check", "_")), *words
+    )
+    assert state(interpreter) == before
+    shown = by(interpreter, ("-c", OFF_GUARD), *words)
+    assert shown.splitlines() == [*["changed"] * 4, "Text file busy"]
+    assert state(interpreter)[:4] == ("0o104755", 1234, 1234, 10**9)
 
 
 def file_capabilities(*numbers: int) -> bytes:
