@@ -38,8 +38,9 @@ _ACCEPT = {"Accept": ACCEPT}
 _HEAD = frozenset(range(500)) - {408, 425, 429} | {501}  # answers to a HEAD that need not be waited out
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _LARGE = 32 << 20  # bytes of a blob that is worth several requests
-_WINDOW = 4 << 20  # bytes of one of them
-_CONNECTIONS = 4  # for one blob; what waits for its turn comes to less than so many windows
+_WINDOW = 4 << 20  # bytes of the first one; of the others at most, and a quarter at least
+_AHEAD = 0.5  # seconds that one of them takes at the first one's rate: long beside a round trip
+_CONNECTIONS = 4  # for one blob; what waits for its turn, and is lost with the process, is less than so many windows
 _FAST = 80e6  # bytes a second from which on more connections would not help
 _STEP = 64 << 10  # bytes that an attempt has to bring to count as progress
 
@@ -83,6 +84,7 @@ class RegistryClient:
         self._retries = Retries(network.retries, note)
         self._documents: dict[str, Document] = {}
         self._givers: dict[Digest, dict[_Place, None]] = {}  # of each blob, in their order
+        self._undivided: set[Digest] = set()  # blobs of which somebody was asked for a part, and sent all
         self._doubted: dict[Digest, dict[_Place, None]] = {}  # who gave the blob when it was wrong
 
     async def __aenter__(self) -> Self:
@@ -162,42 +164,64 @@ class RegistryClient:
             return Document(data, media_type, digest)
 
     async def _blob(self, descriptor: Descriptor, at: int) -> AsyncGenerator[bytes, None]:
-        """By one connection; by several, if a large blob's first window came slowly, as where each is limited."""
+        """By one connection; by several, if a large blob's first part came slowly, as where each is limited."""
         if descriptor.size - at >= _LARGE:
             start, began = at, monotonic()
             async with aclosing(self._pieces(descriptor, at, at + _WINDOW)) as pieces:
                 async for piece in pieces:
                     at += len(piece)
                     yield piece
-            if at < descriptor.size and monotonic() - began >= (at - start) / _FAST:
-                async with aclosing(self._windows(descriptor, at)) as pieces:
+            rate = (at - start) / (monotonic() - began)
+            if rate <= _FAST and descriptor.digest not in self._undivided:
+                async with aclosing(self._windows(descriptor, at, rate)) as pieces:
                     async for piece in pieces:
+                        at += len(piece)
                         yield piece
-                return
         async with aclosing(self._pieces(descriptor, at, descriptor.size)) as pieces:
             async for piece in pieces:
                 yield piece
 
-    async def _windows(self, descriptor: Descriptor, at: int) -> AsyncGenerator[bytes, None]:
-        """The rest of the blob, in order, by several connections; what arrives before its turn waits in memory."""
-        starts = iter(range(at, descriptor.size, _WINDOW))
-        ahead = deque(asyncio.create_task(self._window(descriptor, start)) for start in islice(starts, _CONNECTIONS))
+    async def _windows(self, descriptor: Descriptor, at: int, rate: float) -> AsyncGenerator[bytes, None]:
+        """The blob's bytes, in order, by several connections; what arrives before its turn waits in memory.
+
+        It ends early where it comes to somebody who sends all of the blob, whatever part is asked for.
+        """
+        length = int(min(max(rate * _AHEAD, _WINDOW / 4), _WINDOW))
+        starts = iter(range(at, descriptor.size, length))
+        ahead = deque(self._window(descriptor, start, length) for start in islice(starts, _CONNECTIONS))
         try:
             while ahead:
-                pieces = await ahead[0]
-                ahead.popleft()
-                ahead.extend(asyncio.create_task(self._window(descriptor, start)) for start in islice(starts, 1))
-                for piece in pieces:
+                arrived, task = ahead[0]
+                end = min(at + length, descriptor.size)
+                while piece := await arrived.get():
+                    at += len(piece)
                     yield piece
+                await task  # its error, if it has one
+                if at < end:
+                    return
+                ahead.popleft()
+                ahead.extend(self._window(descriptor, start, length) for start in islice(starts, 1))
         finally:
-            for task in ahead:
+            for _, task in ahead:
                 task.cancel()
-            await asyncio.gather(*ahead, return_exceptions=True)
+            await asyncio.gather(*(task for _, task in ahead), return_exceptions=True)
 
-    async def _window(self, descriptor: Descriptor, start: int) -> list[bytes]:
-        end = min(start + _WINDOW, descriptor.size)
-        async with aclosing(self._pieces(descriptor, start, end, exact=True)) as pieces:
-            return [piece async for piece in pieces]
+    def _window(
+        self, descriptor: Descriptor, start: int, length: int
+    ) -> tuple[asyncio.Queue[bytes], asyncio.Task[None]]:
+        """Asks for it; its pieces come one by one, and nothing when that was all."""
+        arrived: asyncio.Queue[bytes] = asyncio.Queue()
+
+        async def ask() -> None:
+            try:
+                end = min(start + length, descriptor.size)
+                async with aclosing(self._pieces(descriptor, start, end, exact=True)) as pieces:
+                    async for piece in pieces:
+                        arrived.put_nowait(piece)
+            finally:
+                arrived.put_nowait(b"")
+
+        return arrived, asyncio.create_task(ask())
 
     async def _pieces(
         self, descriptor: Descriptor, at: int, end: int, *, exact: bool = False
@@ -205,15 +229,17 @@ class RegistryClient:
         """The bytes from `at` to `end`, however often the connection breaks; they are taken up where it broke.
 
         A place that does not do ranges sends all: what comes before is passed over, and what comes behind `end` is
-        welcome unless it has to be `exact`.
+        welcome. Not so if they have to be `exact`: then it ends there.
         """
         places: list[_Place] = [*self._places, *(ForeignUrl(self._http, url) for url in descriptor.urls)]
         doubted = self._doubted.get(descriptor.digest, {})
         tour = Tour(sorted(places, key=lambda place: place in doubted), self._retries)
         reached = at
-        while at < end:
+        while at < end and not (exact and descriptor.digest in self._undivided):
             try:
                 async with self._part(tour.place, descriptor, at, end) as part:
+                    if exact and descriptor.digest in self._undivided:
+                        return
                     self._retries.answered(tour.place)
                     self._givers.setdefault(descriptor.digest, {})[tour.place] = None
                     skip = at - part.start
@@ -246,6 +272,8 @@ class RegistryClient:
         last = end - 1 if end < descriptor.size else ""
         wanted = {"Range": f"bytes={start}-{last}"} if start or last else {}
         async with place.request("GET", path, what, headers=wanted, expected=(200, 206, 416)) as response:
+            if wanted and response.status != 206:
+                self._undivided.add(descriptor.digest)
             if response.status != 416:
                 yield _part_of(place, response, descriptor, start)
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 from collections.abc import AsyncIterator
@@ -31,16 +32,19 @@ class Server:
     """Serves the blob, `delay` seconds before each MiB; tells which parts it was asked for, and how many at once."""
 
     delay: float = 0.0
-    ranges: bool = True
+    divided: float = math.inf  # so many requests get the part that they ask for, and further ones all of the blob
     fails_from: int = SIZE  # a part that begins there or later breaks off
+    breaks_at: int = SIZE  # the first request breaks off at this byte
     parts: list[tuple[int, int]] = field(default_factory=list)
     at_once: int = 0
     most: int = 0
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", "") if self.ranges else "")
+        divided = len(self.parts) < self.divided
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", "") if divided else "")
         start, end = (int(asked[1]), int(asked[2] or SIZE - 1) + 1) if asked else (0, SIZE)
         self.parts.append((start, end))
+        first = len(self.parts) == 1
         response = web.StreamResponse(status=206 if asked else 200)
         if asked:
             response.headers["Content-Range"] = f"bytes {start}-{end - 1}/{SIZE}"
@@ -52,25 +56,28 @@ class Server:
             for at in range(start, end, PIECE):
                 await asyncio.sleep(self.delay)
                 await response.write(DATA[at : min(at + PIECE, end)])
-                if start >= self.fails_from and request.transport:
+                broken = start >= self.fails_from or (first and at >= self.breaks_at)
+                if broken and request.transport:
                     request.transport.abort()
         finally:
             self.at_once -= 1
         return response
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[RegistryClient]:
+    async def client(self, retries: int = 0) -> AsyncIterator[RegistryClient]:
         """A client of this server."""
         async with serving(self.answer) as host:
             reference = Reference.parse(f"{host}/a/b:1")
-            async with RegistryClient(reference, [origin(reference, plain_http=True)], Network(retries=0)) as client:
+            async with RegistryClient(
+                reference, [origin(reference, plain_http=True)], Network(retries=retries)
+            ) as client:
                 yield client
 
-    def pull(self, offset: int = 0) -> bytes:
+    def pull(self, offset: int = 0, *, retries: int = 0) -> bytes:
         """The blob's bytes from there on, as a client of this server gets them."""
 
         async def main() -> bytes:
-            async with self.client() as client, client.blob(BLOB, offset) as pieces:
+            async with self.client(retries) as client, client.blob(BLOB, offset) as pieces:
                 return b"".join([piece async for piece in pieces])
 
         return asyncio.run(main())
@@ -110,9 +117,23 @@ def test_what_is_left_of_a_large_blob_may_be_small() -> None:
 @pytest.mark.parametrize("offset", [0, 5_000_000])
 def test_a_registry_without_ranges(offset: int) -> None:
     """It sends all of it, once."""
-    server = Server(ranges=False)
+    server = Server(divided=0)
     assert server.pull(offset) == DATA[offset:]
     assert server.parts == [(0, SIZE)]
+
+
+def test_a_slow_registry_without_ranges_that_breaks_off() -> None:
+    """Once more all of it; not for each window."""
+    server = Server(delay=0.02, divided=0, breaks_at=SIZE // 2)
+    assert server.pull(retries=1) == DATA
+    assert server.parts == [(0, SIZE)] * 2
+
+
+def test_a_registry_that_does_no_ranges_any_more() -> None:
+    """As when another one goes on in its place: the windows end, and the rest comes at once."""
+    server = Server(delay=0.05, divided=2)
+    assert server.pull() == DATA
+    assert server.parts.count((0, SIZE)) <= 4, "the three that were asked for already, and the one that counts"
 
 
 def test_a_window_that_breaks_off() -> None:

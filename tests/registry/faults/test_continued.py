@@ -7,6 +7,7 @@ import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,26 +78,65 @@ class TestContinued:
             assert asked == [("registry", ""), ("storage", ""), ("registry", rest), ("storage", rest)]
             assert proxy.sent(image.long) == image.size
 
-    def test_by_several_connections(
-        self, registry: Registry, cli: Cli, pull: Pull, store_root: Path, tmp_path: Path
-    ) -> None:
-        """A large blob from a slow registry comes in windows; one that breaks is continued, and no other is."""
-        data = random.Random(3).randbytes(40 << 20)
-        layout = layout_of(tmp_path / "large", Layer([File("large", data)], compression=None))
+
+class TestLarge:
+    """A large blob from a slow registry, which comes in windows, several at a time."""
+
+    DATA = random.Random(3).randbytes(40 << 20)
+    WINDOW = 4 << 20
+    OPTIONS = ("--plain-http", "--durability=none")
+    SLOW = faults.drip(0.02, 1 << 20)
+
+    @pytest.fixture
+    def layer(self, registry: Registry, tmp_path: Path) -> dict[str, Any]:
+        """Of faults/large:1."""
+        layout = layout_of(tmp_path / "large", Layer([File("large", self.DATA)], compression=None))
         registry.push(layout, "image", to="faults/large:1")
         [layer] = layers_of(layout)
+        return layer
+
+    def check(self, store_root: Path) -> None:
+        [tree] = (store_root / "layers" / "sha256").iterdir()
+        assert (tree / "fs" / "large").read_bytes() == self.DATA
+
+    def test_windows_that_break(self, registry: Registry, cli: Cli, layer: dict[str, Any], store_root: Path) -> None:
+        """They are continued, and no other is."""
         rules = (
-            Rule(faults.drip(0.02, 1 << 20), layer["digest"]),
+            Rule(self.SLOW, layer["digest"]),
             Rule(faults.cut(1_000_000), layer["digest"], skip=1),
             Rule(faults.reset(2_000_000), layer["digest"], skip=2),
         )
         with FaultProxy(registry, *rules) as proxy:
-            done = cli("pull", "--durability=none", "--plain-http", f"{proxy.host}/faults/large:1")
+            done = cli("pull", *self.OPTIONS, f"{proxy.host}/faults/large:1")
             assert done.returncode == 0, done.stderr
             assert proxy.sent(layer["digest"]) == layer["size"]
             assert len(proxy.of(layer["digest"])) > 10
-        [tree] = (store_root / "layers" / "sha256").iterdir()
-        assert (tree / "fs" / "large").read_bytes() == data
+        self.check(store_root)
+
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+    def test_a_window_that_is_not_whole(
+        self, registry: Registry, cli: Cli, layer: dict[str, Any], store_root: Path, tmp_path: Path, number: int
+    ) -> None:
+        """What has come of the one whose turn it is survives the process."""
+
+        def size() -> int:
+            return sum(path.stat().st_size for path in store_root.glob(f"ingest/*{layer['digest'][7:]}"))
+
+        half = Rule(faults.stall(self.WINDOW // 2), layer["digest"], times=None)
+        with FaultProxy(registry, Rule(self.SLOW, layer["digest"]), half) as proxy:
+            name = f"{proxy.host}/faults/large:1"
+            with started(store_root, "pull", *self.OPTIONS, name, stderr=tmp_path / "said") as process:
+                until(lambda: size() > self.WINDOW)
+                process.send_signal(number)
+                process.wait()
+                until(lambda: group_is_gone(process))
+            present = size()
+            proxy.rules.clear()
+            proxy.exchanges.clear()
+            done = cli("pull", *self.OPTIONS, name)
+            assert done.returncode == 0, done.stderr
+            assert proxy.sent(layer["digest"]) == layer["size"] - present
+        self.check(store_root)
 
 
 class TestPartial:
