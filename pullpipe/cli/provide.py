@@ -34,7 +34,7 @@ def provide(store: Store, reference: Reference, arguments: argparse.Namespace) -
         record is not None
         and distance == 0  # else another entry of the index may suit better
         and arguments.creds is None
-        and resolved_now(reference, access) == record.resolved
+        and resolved_now(reference, access, arguments.timeout) == record.resolved
     ):
         store.clean()
         with reporting(arguments) as progress:

@@ -81,8 +81,8 @@ def ask_password(user: str, registry: str, otherwise: str) -> str:
         raise Unauthorized(f"no password was given for {user!r}; {otherwise}") from None
 
 
-def resolved_now(reference: Reference, access: Access) -> Digest | None:
-    """What the tag names now, if one cheap request can tell."""
+def resolved_now(reference: Reference, access: Access, timeout: float) -> Digest | None:
+    """What the tag names now, if one cheap request can tell, within `timeout` seconds."""
     from pullpipe.registry.head import head
 
     endpoint = next(endpoint for endpoint in access.endpoints if endpoint.tags)
@@ -92,4 +92,4 @@ def resolved_now(reference: Reference, access: Access) -> Digest | None:
     assert reference.tag is not None
     place = endpoint.registry, endpoint.repository
     token = access.tokens.get(*place, authenticated=access.keyring.has(*place))
-    return head(endpoint, reference.tag, f"Bearer {token}" if token else None)
+    return head(endpoint, reference.tag, f"Bearer {token}" if token else None, timeout)

@@ -8,8 +8,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,14 @@ import pytest
 from pullpipe.reference import Reference
 from pullpipe.registry.client import RegistryClient
 from pullpipe.registry.head import head
-from pullpipe.registry.hosts import origin
+from pullpipe.registry.hosts import Endpoint, Tls, origin
 from store import Digest
 from tests.conftest import PROJECT
 from tests.support.hostile import Fault, FaultyRegistry
 from tests.support.images import File, Image, Layer, write_layout
 from tests.support.registry import Registry
 
+TIMEOUT = 20.0  # seconds
 DIGEST = "sha256:" + "a" * 64
 
 
@@ -54,7 +56,7 @@ def answering(answer: bytes, address: str = "127.0.0.1") -> Iterator[str]:
 
 
 def asked(host: str) -> Digest | None:
-    return head(origin(Reference.parse(f"{host}/a/b:1"), plain_http=True), "1", None)
+    return head(origin(Reference.parse(f"{host}/a/b:1"), plain_http=True), "1", None, TIMEOUT)
 
 
 def test_the_same_as_the_client(registry: Registry, layout: Path) -> None:
@@ -66,7 +68,7 @@ def test_the_same_as_the_client(registry: Registry, layout: Path) -> None:
             return await client.resolve("1")
 
     plain, either = origin(reference, plain_http=True), origin(reference)
-    assert head(plain, "1", None) == head(either, "1", None) == asyncio.run(resolve())
+    assert head(plain, "1", None, TIMEOUT) == head(either, "1", None, TIMEOUT) == asyncio.run(resolve())
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
@@ -108,6 +110,34 @@ def test_nobody_there() -> None:
         port = server.getsockname()[1]
     assert asked(f"127.0.0.1:{port}") is None
     assert asked("no-such-host.invalid") is None
+
+
+def test_no_secret_without_tls(layout: Path) -> None:
+    """Where TLS is to be tried first, on the network, nothing is sent without it."""
+    with FaultyRegistry(layout) as faulty:
+        host = faulty.host.replace("127.0.0.1", "0.0.0.0")  # this machine, too, and not by that name
+        insecure = Endpoint(host, host, "a/b", ("https", "http"), tls=Tls(verify=False))
+        assert head(insecure, "1", "Bearer secret", TIMEOUT) is None
+        assert faulty.requests == []
+        assert head(insecure._replace(schemes=("http",)), "1", "Bearer secret", TIMEOUT) is not None
+
+
+def test_an_answer_that_drips() -> None:
+    """It is not waited for, although each byte comes soon."""
+
+    def drip(connection: socket.socket) -> None:
+        with connection, suppress(OSError):  # once the other side has hung up
+            while True:
+                connection.sendall(b"H")
+                time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=lambda: drip(server.accept()[0]), daemon=True)
+        thread.start()
+        host = "127.0.0.1:{1}".format(*server.getsockname())
+        assert head(origin(Reference.parse(f"{host}/a/b:1"), plain_http=True), "1", None, 0.5) is None
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 @pytest.mark.needs_root
