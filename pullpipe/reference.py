@@ -18,8 +18,8 @@ _HUB_ALIASES = ("index.docker.io", "registry-1.docker.io")  # how its API is cal
 _COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
-_REGISTRY = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{{1,5}})?")
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_REGISTRY = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{{1,5}}))?")
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _NAME_LIMIT = 255  # of the whole name, registry included
 
@@ -46,7 +46,7 @@ class Reference(NamedTuple):
             if not TAG.fullmatch(tag):
                 raise InvalidReference(f"invalid image reference {text!r}: {tag!r} is no valid tag")
         registry, repository = _split_registry(name)
-        if not _REGISTRY.fullmatch(registry):
+        if not _is_host(registry):
             raise InvalidReference(f"invalid image reference {text!r}: {registry!r} is no valid host")
         if not REPOSITORY.fullmatch(repository):
             hint = "; names are lower case" if REPOSITORY.fullmatch(repository.lower()) else ""
@@ -72,6 +72,22 @@ class Reference(NamedTuple):
         tag = f":{self.tag}" if self.tag else ""
         digest = f"@{self.digest}" if self.digest else ""
         return f"{self.name}{tag}{digest}"
+
+
+def _is_host(text: str) -> bool:
+    """Whether a name, or an address in brackets, with or without a port, can be connected to."""
+    parts = _REGISTRY.fullmatch(text)
+    if parts is None or not 0 < int(parts[2] or 1) < 1 << 16:
+        return False
+    if parts[1] is None:
+        return True
+    from socket import AF_INET6, inet_pton  # takes 6 ms
+
+    try:
+        inet_pton(AF_INET6, parts[1])
+    except OSError:
+        return False
+    return True
 
 
 def _split_registry(name: str) -> tuple[str, str]:

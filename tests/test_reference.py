@@ -40,6 +40,8 @@ SHA512 = "sha512:" + "0123456789abcdef" * 8
         ("a.b/c", "a.b/c:latest"),
         ("Host/a", "Host/a:latest"),
         ("xn--n3h.com/a", "xn--n3h.com/a:latest"),
+        ("a.b:65535/c", "a.b:65535/c:latest"),
+        ("a" * 63 + ".b/c", "a" * 63 + ".b/c:latest"),
         ("[::1]:5000/a", "[::1]:5000/a:latest"),
         ("[2001:db8::1]/a/b", "[2001:db8::1]/a/b:latest"),
         # Digests, with and without a tag.
@@ -122,6 +124,12 @@ def test_good(text: str, whole: str) -> None:
         "::1/a",
         "[fe80::1%eth0]/a",
         "[::1]5000/a",
+        # What no connection can be made to.
+        "a.b:0/c",
+        "a.b:65536/c",
+        "a" * 64 + ".b/c",
+        "[1.2.3.4]/a",
+        "[::1:::]/a",
         "a@",
         "@",
         f"@{SHA256}",
