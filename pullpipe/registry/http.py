@@ -6,6 +6,7 @@ aiohttp's errors become `TransferError`s here, those that may go better next tim
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
@@ -22,6 +23,7 @@ from pullpipe.registry.proxies import Proxies
 from pullpipe.registry.tls import context
 
 _BUFFER = 512 << 10  # bytes that may wait in the process; aiohttp's 64 KiB stop and start the socket all the time
+_HEADER = 64 << 10  # bytes of one header's line: signed URLs are longer than aiohttp's 8190
 _REDIRECTS = (301, 302, 303, 307, 308)
 _REDIRECTS_LIMIT = 10
 _ENDPOINT = Endpoint("", "", "")
@@ -49,21 +51,21 @@ class Http:
 
     async def base(self, endpoint: Endpoint) -> str:
         """`scheme://host`, by the first scheme at which something answers. Raises `TransferError`."""
-        key = endpoint.host, endpoint.schemes, endpoint.tls, endpoint.socket
-        if key not in self._schemes:
-            self._schemes[key] = await self._find_scheme(endpoint)
-        return f"{self._schemes[key]}://{endpoint.host}"
+        scheme = self._schemes.get(_speaker(endpoint)) or await self._find_scheme(endpoint)
+        return f"{scheme}://{endpoint.host}"
 
     async def _find_scheme(self, endpoint: Endpoint) -> str:
+        """The last one is taken where no other is answered; it is kept only when a request has been."""
         *others, last = endpoint.schemes
         for scheme in others:
             try:
-                async with self._send("GET", URL(f"{scheme}://{endpoint.host}{endpoint.path}/"), {}, None, endpoint):
+                url = _parsed(f"{scheme}://{endpoint.host}{endpoint.path}/")
+                async with self._send("GET", url, {}, None, endpoint):
+                    self._schemes[_speaker(endpoint)] = scheme
                     return scheme
-            except aiohttp.ClientConnectorCertificateError as error:  # it speaks TLS
-                raise _translated(error, endpoint.host) from error
-            except (aiohttp.ClientError, TimeoutError):
-                continue
+            except (aiohttp.ClientError, TimeoutError) as error:
+                if isinstance(error, aiohttp.ClientConnectorCertificateError) or _alert(error):  # it speaks TLS
+                    raise _translated(error, endpoint.host) from error
         return last
 
     @asynccontextmanager
@@ -84,11 +86,12 @@ class Http:
         To another host than the first go neither the Authorization, nor the endpoint's own headers and certificate.
         Raises `TransferError`, also while the answer is read in the block.
         """
-        at = first = URL(url, encoded=True)
+        at = first = _parsed(url)
         sent = dict(headers or {})
         try:
             for _ in range(_REDIRECTS_LIMIT):
                 async with self._send(method, at, sent, data, endpoint, patience) as response:
+                    self._schemes.setdefault(_speaker(endpoint), at.scheme)
                     target = response.headers.get("Location")
                     if response.status not in _REDIRECTS or target is None or method not in ("GET", "HEAD"):
                         yield response
@@ -111,16 +114,21 @@ class Http:
         endpoint: Endpoint,
         patience: float = 0.0,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        async with self._session(endpoint).request(
-            method,
-            url,
-            headers={**endpoint.headers, **headers},
-            data=data,
-            ssl=self._context(endpoint.tls),
-            proxy=None if endpoint.socket else self._proxies.choose(url.scheme, url.host or "", url.port or 0),
-            allow_redirects=False,
-            timeout=self._limits(patience),
-        ) as response:
+        proxy = None if endpoint.socket else self._proxies.choose(url.scheme, url.host or "", url.port or 0)
+        try:
+            answer = await self._session(endpoint).request(
+                method,
+                url,
+                headers={**endpoint.headers, **headers},
+                data=data,
+                ssl=self._context(endpoint.tls),
+                proxy=proxy,
+                allow_redirects=False,
+                timeout=self._limits(patience),
+            )
+        except UnicodeError as error:  # by DNS's rules it can be no host's: a part of it is empty, or too long
+            raise _no_proxy(_name(url), "no such host") if proxy else _no_host(_name(url)) from error
+        async with answer as response:
             yield response
 
     def _limits(self, patience: float) -> aiohttp.ClientTimeout:
@@ -140,6 +148,8 @@ class Http:
                 headers={"User-Agent": f"pullpipe/{__version__}", "Accept-Encoding": "identity"},
                 auto_decompress=False,
                 read_bufsize=_BUFFER,
+                max_line_size=_HEADER,
+                max_field_size=_HEADER,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
             self._closing.push_async_callback(session.close)
@@ -149,6 +159,22 @@ class Http:
         if tls not in self._contexts:
             self._contexts[tls] = True if tls == Tls() else context(tls)  # True is aiohttp's own, made once
         return self._contexts[tls]
+
+
+def _speaker(endpoint: Endpoint) -> tuple[object, ...]:
+    """Of whom it is known by which scheme to speak."""
+    return endpoint.host, endpoint.schemes, endpoint.tls, endpoint.socket
+
+
+def _parsed(text: str) -> URL:
+    """The URL, which has a scheme. Raises `Unreachable` when there can be no such host or port."""
+    try:
+        url = URL(text, encoded=True)
+        if not url.host:
+            raise ValueError("it has none")
+    except ValueError as error:
+        raise _no_host(re.split("[/?#]", text)[2].rpartition("@")[2]) from error
+    return url
 
 
 def _name(url: URL) -> str:
@@ -171,13 +197,18 @@ def _redirected(url: URL, target: str) -> URL:
 def _translated(error: Exception, host: str) -> TransferError:
     if isinstance(error, aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError):
         return _proxy_error(error, host)
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        again = getattr(error.os_error, "errno", None) == socket.EAI_AGAIN
-        return Unreachable(f"no such host: {host}; check the name and the network's DNS", transient=again)
+    reason = getattr(error, "os_error", None)
+    if isinstance(error, aiohttp.ClientConnectorDNSError) or isinstance(reason, socket.gaierror):
+        return _no_host(host, again=getattr(reason, "errno", None) == socket.EAI_AGAIN)
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return Unreachable(
             f"the certificate of {host} is not trusted: {error.certificate_error}; "
             "docs/registries.md tells how to name its authority"
+        )
+    if alert := _alert(error):
+        return Unreachable(
+            f"{host} refuses our TLS: {alert}; "
+            "if it wants a client's certificate, docs/registries.md tells how to name one"
         )
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
         return Unreachable(f"{host} does not speak TLS; if it is meant to be plain HTTP, give --plain-http")
@@ -188,7 +219,10 @@ def _translated(error: Exception, host: str) -> TransferError:
     if isinstance(error, TimeoutError):
         return Unreachable(f"{host} did not answer in time; try again", transient=True)
     if isinstance(error, aiohttp.ClientResponseError):
-        return UnexpectedAnswer(f"what answers at {host} does not speak HTTP: no registry; check host and port")
+        return UnexpectedAnswer(
+            f"what answers at {host} does not speak HTTP: no registry, or one over TLS; "
+            "check host, port and --plain-http"
+        )
     if isinstance(error, aiohttp.ClientPayloadError):
         return TransferError(
             f"{host} broke off in the middle of an answer; try again to continue from there", transient=True
@@ -205,8 +239,21 @@ def _proxy_error(error: aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpP
             f"the proxy on the way to {host} {refused}; check HTTPS_PROXY", transient=error.status >= 500
         )
     code = error.os_error.errno
-    reason = os.strerror(code).lower() if code else "no such host"
+    return _no_proxy(host, os.strerror(code).lower() if code else "no such host", again=True)
+
+
+def _no_proxy(host: str, reason: str, *, again: bool = False) -> Unreachable:
     return Unreachable(
         f"cannot connect to the proxy on the way to {host}: {reason}; check HTTPS_PROXY, HTTP_PROXY and NO_PROXY",
-        transient=True,
+        transient=again,
     )
+
+
+def _no_host(host: str, *, again: bool = False) -> Unreachable:
+    return Unreachable(f"no such host: {host}; check the name and the network's DNS", transient=again)
+
+
+def _alert(error: Exception) -> str:
+    """Why the other side does not want to speak TLS with us, if it says so by TLS; else empty."""
+    words = getattr(error.__cause__, "reason", None) or ""  # as `TLSV13_ALERT_CERTIFICATE_REQUIRED`
+    return str(words).partition("_ALERT_")[2].replace("_", " ").lower()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Container, Mapping
 from contextlib import asynccontextmanager
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import aiohttp
 from yarl import URL
@@ -127,7 +128,7 @@ class ForeignUrl:
     def __init__(self, http: Http, url: str) -> None:
         self._http = http
         self._url = url
-        self.name = urlsplit(url).netloc
+        self.name = re.split("[/?#]", url)[2]
 
     @asynccontextmanager
     async def request(
@@ -145,6 +146,7 @@ class ForeignUrl:
                 raise UnexpectedAnswer(
                     f"{self.name} answered {response.status} for {what}; ask the image's owner for a URL that works",
                     transient=response.status in TRANSIENT,
+                    wait=retry_after(response.headers),
                 )
             yield response
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ from pullpipe.registry.client import Network, RegistryClient
 from pullpipe.registry.hosts import Endpoint, origin
 from store import Digest
 from tests.cli.rig import digest_of, layout_of
+from tests.conftest import PROJECT, require
 from tests.support.hostile import Fault, FaultyRegistry
 from tests.support.images import File, Layer
 from tests.support.serving import serving
@@ -198,6 +201,29 @@ class TestMirrors:
             with pytest.raises(NotFound):
                 Asking(own.host).blob()
 
+    @pytest.mark.parametrize(
+        "url", ["http://[::1/x", "http://[zz]/x", "http://a..b/x", "http://host:99999/x", f"http://{'a' * 64}.test/x"]
+    )
+    def test_foreign_urls_that_there_cannot_be(self, layout: Path, url: str) -> None:
+        """They are in nobody's way, and named where nobody else has the blob."""
+        blob = BLOB._replace(urls=(url,))
+        with FaultyRegistry(layout) as own:
+            assert Asking(own.host).blob(blob=blob) == DATA
+        says = re.escape(f"no such host: {url.split('/')[2]}")
+        with FaultyRegistry(layout, {Fault.NAME_UNKNOWN}) as own, pytest.raises(PullpipeError, match=says):
+            Asking(own.host).blob(blob=blob)
+
+    def test_a_mirror_that_redirects_to_nowhere(self, layout: Path) -> None:
+        async def astray(request: web.BaseRequest) -> web.Response:
+            return web.Response(status=307, headers={"Location": "http://a..b/x"})
+
+        async def main(own: str) -> bytes:
+            async with serving(astray) as mirror:
+                return await Asking(mirror, own).whole()
+
+        with FaultyRegistry(layout) as own:
+            assert asyncio.run(main(own.host)) == DATA
+
 
 class TestAgain:
     @pytest.mark.parametrize("fault", [Fault.UNAVAILABLE, Fault.HTML_ERROR])
@@ -267,6 +293,26 @@ class TestAgain:
             asking.blob()
         assert asking.notes == []
 
+    @pytest.mark.needs_root
+    def test_a_name_service_that_does_not_answer(self, tmp_path: Path) -> None:
+        """It may do so later: that is tried again, unlike a name that there is not."""
+        require("unshare")
+        command = [
+            "unshare",
+            "--net",
+            sys.executable,
+            "-m",
+            "pullpipe",
+            "--root",
+            str(tmp_path),
+            "pull",
+            "registry.test/a",
+        ]
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert re.search(r"no such host: registry\.test; trying again in .* \(1 of 2\)", done.stderr)
+        assert re.search(r"error: no such host: registry\.test \(tried 3 times\); check .* DNS$", done.stderr.rstrip())
+
 
 class TestRateLimits:
     def ask(self, status: int, headers: dict[str, str], body: str = "", *, times: int = 1) -> tuple[Asking, int]:
@@ -298,6 +344,20 @@ class TestRateLimits:
             503, {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)}
         )
         assert re.search(r"trying again in [1-3]\.\d s", asking.notes[0])
+
+    def test_of_a_foreign_url(self, layout: Path) -> None:
+        async def busy(request: web.BaseRequest) -> web.Response:
+            return web.Response(status=503, headers={"Retry-After": "1"})
+
+        async def main(own: str) -> list[str]:
+            async with serving(busy) as elsewhere:
+                asking = Asking(own, retries=1)
+                with pytest.raises(PullpipeError, match="answered 503"):
+                    await asking.whole(blob=BLOB._replace(urls=(f"http://{elsewhere}/x",)))
+                return asking.notes
+
+        with FaultyRegistry(layout, {Fault.NAME_UNKNOWN}) as own:
+            assert re.search(r"answered 503 .*trying again in 1\.\d s", asyncio.run(main(own.host))[-1])
 
     @pytest.mark.parametrize("value", ["", "soon", "-1", "1e3", "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 99 Oct 2015"])
     def test_nonsense(self, value: str) -> None:

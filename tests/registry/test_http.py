@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,16 @@ from tests.conftest import require
 from tests.support.registry import Authority
 from tests.support.serving import serving
 
+NOWHERE = [
+    "http://a..b/",
+    f"http://{'a' * 64}.test/",
+    "http://[zz]/",
+    "http://[1.2.3.4]/",
+    "http://[::1:::]/",
+    "http://[::1/",
+    "http://host:99999/",
+    "http://:80/",
+]
 HEADERS = {"Authorization": "Bearer secret", "Range": "bytes=1-"}
 
 
@@ -94,6 +107,33 @@ class TestRedirects:
             async with serving(handler) as host:
                 with pytest.raises(UnexpectedAnswer, match=f"{host} redirects"):
                     await get(f"http://{host}/", endpoint(host))
+
+        asyncio.run(main())
+
+    @pytest.mark.parametrize("place", NOWHERE)
+    def test_nowhere(self, place: str) -> None:
+        """Places that there cannot be, of which each of the libraries below complains in its own way."""
+
+        async def handler(request: web.BaseRequest) -> web.Response:
+            return web.Response(status=302, headers={"Location": place})
+
+        async def main() -> None:
+            async with serving(handler) as host:
+                with pytest.raises(TransferError) as caught:
+                    await get(f"http://{host}/", endpoint(host))
+                assert not caught.value.transient
+
+        asyncio.run(main())
+
+    def test_a_long_header(self) -> None:
+        """As of a signed URL."""
+
+        async def handler(request: web.BaseRequest) -> web.Response:
+            return web.Response(text="answer", headers={"Location": f"/?signed={'x' * 20_000}"})
+
+        async def main() -> None:
+            async with serving(handler) as host:
+                assert await get(f"http://{host}/", endpoint(host)) == (200, b"answer")
 
         asyncio.run(main())
 
@@ -183,6 +223,62 @@ class TestTls:
         asyncio.run(main())
         assert heard.requests[0].get_extra_info("peercert") in (None, {})
 
+    def test_that_comes_up_late(self, authority: Authority) -> None:
+        """Where plain HTTP would do, too: nothing is concluded from a time when nobody answered."""
+
+        async def ask(http: Http, where: Endpoint) -> int:
+            async with http.request("GET", f"{await http.base(where)}/v2/", endpoint=where) as response:
+                return response.status
+
+        async def main() -> None:
+            with socket.create_server(("127.0.0.1", 0)) as reserved:
+                port = reserved.getsockname()[1]
+            tls = Tls(ca=(str(authority.path),))
+            where = endpoint(f"127.0.0.1:{port}", tls=tls)._replace(schemes=("https", "http"))
+            async with Http(Proxies(), timeout=10) as http:
+                with pytest.raises(Unreachable, match="refused"):
+                    await ask(http, where)
+                async with serving(Heard(), port=port, tls=authority.server_context()):
+                    assert await ask(http, where) == 200
+
+        asyncio.run(main())
+
+    @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+    @pytest.mark.parametrize("schemes", [("https",), ("https", "http")])
+    def test_a_certificate_that_we_do_not_have(
+        self, authority: Authority, version: ssl.TLSVersion, schemes: tuple[str, ...]
+    ) -> None:
+        """The other side says so by an alert, and that is what the user is told."""
+        context = authority.server_context(ssl.CERT_REQUIRED)
+        context.minimum_version = context.maximum_version = version
+
+        def refuse(server: socket.socket) -> None:  # not by asyncio's server, which sends no alert
+            with suppress(OSError):  # until it is shut down
+                while True:
+                    connection, _ = server.accept()
+                    with connection.dup() as kept:  # a close with something unread would overtake the alert
+                        with suppress(ssl.SSLError):
+                            context.wrap_socket(connection, server_side=True)
+                        kept.shutdown(socket.SHUT_WR)
+                        while kept.recv(1 << 16):
+                            pass
+
+        async def ask(host: str) -> None:
+            where = endpoint(host, tls=Tls(ca=(str(authority.path),)))._replace(schemes=schemes)
+            async with Http(Proxies(), timeout=10) as http:
+                base = await http.base(where)
+                async with http.request("GET", f"{base}/v2/", endpoint=where):
+                    pass
+
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            thread = threading.Thread(target=refuse, args=[server], daemon=True)
+            thread.start()
+            with pytest.raises(Unreachable, match=r"refuses our TLS: .*certificate.*registries\.md") as caught:
+                asyncio.run(ask("127.0.0.1:{1}".format(*server.getsockname())))
+            server.shutdown(socket.SHUT_RDWR)  # wakes accept
+            thread.join()
+        assert not caught.value.transient
+
 
 class TestUnixSockets:
     def test_in_place_of_the_host(self, tmp_path: Path) -> None:
@@ -203,6 +299,10 @@ class TestUnixSockets:
 
 class TestProxy:
     """Names that only the proxy could resolve."""
+
+    def test_a_proxy_that_there_cannot_be(self) -> None:
+        with pytest.raises(Unreachable, match=r"proxy on the way to registry\.test: no such host"):
+            asyncio.run(get("https://registry.test/v2/", endpoint("registry.test"), Proxies(https="http://a..b:1")))
 
     def test_plain(self) -> None:
         heard = Heard()

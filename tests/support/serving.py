@@ -13,13 +13,13 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 @asynccontextmanager
 async def serving(
-    handler: Handler, address: str = "127.0.0.1", *, tls: ssl.SSLContext | None = None, unix: str = ""
+    handler: Handler, address: str = "127.0.0.1", *, port: int = 0, tls: ssl.SSLContext | None = None, unix: str = ""
 ) -> AsyncIterator[str]:
     """Everything is answered by `handler`; yields the server's `address:port`, or the path of its Unix socket."""
     runner = web.ServerRunner(web.Server(handler), shutdown_timeout=0.01)
     await runner.setup()
     try:
-        site = web.UnixSite(runner, unix) if unix else web.TCPSite(runner, address, 0, ssl_context=tls)
+        site = web.UnixSite(runner, unix) if unix else web.TCPSite(runner, address, port, ssl_context=tls)
         await site.start()
         yield unix or f"{address}:{runner.addresses[0][1]}"
     finally:
