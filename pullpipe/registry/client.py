@@ -42,7 +42,9 @@ _WINDOW = 4 << 20  # bytes of the first one; of the others at most, and a quarte
 _AHEAD = 0.5  # seconds that one of them takes at the first one's rate: long beside a round trip
 _CONNECTIONS = 4  # for one blob; what waits for its turn, and is lost with the process, is less than so many windows
 _FAST = 80e6  # bytes a second from which on more connections would not help
-_STEP = 64 << 10  # bytes that an attempt has to bring to count as progress
+_STEP = (
+    64 << 10
+)  # bytes that an attempt has to bring to count as progress, and in each timeout where others can be asked
 
 
 class Network(NamedTuple):
@@ -52,7 +54,7 @@ class Network(NamedTuple):
     tokens: TokenCache = TokenCache()
     proxies: Proxies = Proxies()
     retries: int = 5  # in vain, one after the other
-    timeout: float = 30.0  # seconds without a byte
+    timeout: float = 30.0  # seconds without a byte, or with but a few where another place is left to ask
 
 
 class _Part(NamedTuple):
@@ -60,6 +62,22 @@ class _Part(NamedTuple):
 
     start: int
     pieces: AsyncIterator[bytes]
+
+
+class _Pace:
+    """How fast bytes come."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since = monotonic()
+        self._came = 0
+
+    def drips(self, count: int) -> bool:
+        """So many more have come; whether these seconds have brought less than a step."""
+        self._came += count
+        if self._came >= _STEP:
+            self._since, self._came = monotonic(), 0
+        return monotonic() - self._since > self._seconds
 
 
 class RegistryClient:
@@ -82,6 +100,7 @@ class RegistryClient:
             for endpoint in endpoints or [origin(reference)]
         ]
         self._retries = Retries(network.retries, note)
+        self._timeout = network.timeout
         self._documents: dict[str, Document] = {}
         self._givers: dict[Digest, dict[_Place, None]] = {}  # of each blob, in their order
         self._undivided: set[Digest] = set()  # blobs of which somebody was asked for a part, and sent all
@@ -243,7 +262,9 @@ class RegistryClient:
                     self._retries.answered(tour.place)
                     self._givers.setdefault(descriptor.digest, {})[tour.place] = None
                     skip = at - part.start
+                    pace = _Pace(self._timeout)
                     async for piece in part.pieces:
+                        drips = pace.drips(len(piece))
                         if skip:
                             passed, skip = piece[:skip], skip - min(skip, len(piece))
                             piece = piece[len(passed) :]
@@ -253,6 +274,11 @@ class RegistryClient:
                         yield piece
                         if exact and at == end:
                             return
+                        if drips and tour.others and at < descriptor.size:
+                            raise TransferError(
+                                f"{tour.place.name} sends blob {descriptor.digest} byte by byte; try again later",
+                                transient=True,
+                            )
                 if at < end:
                     raise TransferError(
                         f"{tour.place.name} ended blob {descriptor.digest} after {at} of {descriptor.size} bytes; "

@@ -84,6 +84,11 @@ class Tour(Generic[_P]):
         """Whom to ask now."""
         return self._places[self._at]
 
+    @property
+    def others(self) -> bool:
+        """Whether there is somebody else to ask at once."""
+        return self._at + 1 < len(self._places)
+
     def progress(self) -> None:
         """Something has been had that need not be had again: rounds up to here were not in vain."""
         self._rounds = 0

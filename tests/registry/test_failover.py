@@ -213,6 +213,29 @@ class TestMirrors:
         with FaultyRegistry(layout, {Fault.NAME_UNKNOWN}) as own, pytest.raises(PullpipeError, match=says):
             Asking(own.host).blob(blob=blob)
 
+    def test_a_mirror_that_drips(self, layout: Path) -> None:
+        """Each byte comes in time, and all of them in days."""
+
+        async def drip(request: web.BaseRequest) -> web.StreamResponse:
+            response = web.StreamResponse()
+            response.content_length = len(DATA)
+            await response.prepare(request)
+            for at in range(len(DATA)):
+                await response.write(DATA[at : at + 1])
+                await asyncio.sleep(0.05)
+            return response
+
+        async def main(own: str) -> list[str]:
+            async with serving(drip) as mirror:
+                asking = Asking(mirror, own, timeout=0.5)
+                assert await asking.whole() == DATA
+                return [note.replace(mirror, "mirror") for note in asking.notes]
+
+        with FaultyRegistry(layout) as own:
+            [note] = asyncio.run(main(own.host))
+            assert re.fullmatch(f"mirror sends blob {BLOB.digest} byte by byte; asking {own.host}", note)
+            assert [wanted for wanted in blobs_asked(own) if int(re.findall(r"\d+", wanted)[0]) > 0]
+
     def test_a_mirror_that_redirects_to_nowhere(self, layout: Path) -> None:
         async def astray(request: web.BaseRequest) -> web.Response:
             return web.Response(status=307, headers={"Location": "http://a..b/x"})
