@@ -98,8 +98,9 @@ def test_skopeo_copies_the_demo_image(registry: Running, image: DemoImage, tmp_p
         assert registry.requests.count(("GET", f"/v2/demo/blobs/{layer.digest}")) == 1
 
 
-def test_the_base_endpoint_says_version_2(registry: Running) -> None:
-    answer = registry.ask("/v2/")
+@pytest.mark.parametrize("path", ["/v2/", "/v2"])
+def test_the_base_endpoint_says_version_2(registry: Running, path: str) -> None:
+    answer = registry.ask(path)
     assert (answer.status, answer.body) == (200, b"{}")
 
 
@@ -151,6 +152,22 @@ def test_a_range_of_a_blob(registry: Running, image: DemoImage, layer: bytes, re
     assert answer.status == 206
     assert answer.headers["Content-Range"] == f"bytes {first}-{last - 1}/{len(layer)}"
     assert answer.body == layer[part]
+
+
+@pytest.mark.parametrize("requested", ["bytes=abc", "bytes=-", "bytes=0-1,5-9", "lines=0-1", "0-1"])
+def test_a_range_that_is_none(registry: Running, image: DemoImage, layer: bytes, requested: str) -> None:
+    """It is as if nothing of the kind had been asked for."""
+    answer = registry.ask(f"/v2/demo/blobs/{image.layers[0].digest}", Range=requested)
+    assert (answer.status, answer.body) == (200, layer)
+
+
+def test_a_range_on_condition(registry: Running, image: DemoImage, layer: bytes) -> None:
+    """That what the client has is of this very blob."""
+    path = f"/v2/demo/blobs/{image.layers[0].digest}"
+    ours = registry.ask(path, "HEAD").headers["ETag"]
+    for condition, part in ((ours, layer[:2]), (f"W/{ours}", layer), ('"another"', layer)):
+        answer = registry.ask(path, Range="bytes=0-1", If_Range=condition)
+        assert answer.body == part, condition
 
 
 def test_a_range_past_the_end_is_refused_with_the_size(registry: Running, image: DemoImage, layer: bytes) -> None:

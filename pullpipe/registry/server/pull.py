@@ -6,7 +6,8 @@ Each handler answers HEAD, too: aiohttp then sends the headers only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,6 +21,7 @@ from pullpipe.registry.server.refusals import parse_digest
 from store.digest import Digest
 
 DIGEST_HEADER = "Docker-Content-Digest"
+_RANGE = re.compile(r"bytes=(?:[0-9]+-[0-9]*|-[0-9]+)")
 NAME = rf"/v2/{{name:{REPOSITORY.pattern}}}"
 
 
@@ -33,6 +35,7 @@ class Pull:
     def routes(self) -> list[web.RouteDef]:
         return [
             web.get("/v2/", self._base),
+            web.get("/v2", self._base),
             web.get("/v2/_catalog", self._repositories),
             web.get(f"{NAME}/manifests/{{reference}}", self._manifest),
             web.get(f"{NAME}/blobs/{{digest}}", self._blob),
@@ -84,16 +87,22 @@ class Pull:
 class _Blob(web.FileResponse):
     """A blob's bytes, by sendfile; or the range of them that was asked for, by 206, or 416 if there is none.
 
-    Several ranges at once are answered by the whole blob, as HTTP allows: aiohttp would refuse them, and clients that
-    ask for them (of zstd:chunked layers) make do with all of it, but not with a refusal.
+    A Range that is not to be heeded is answered by the whole blob, as HTTP says (RFC 9110, 14.2). So are several at
+    once: clients that ask for them (of zstd:chunked layers) make do with all of it, but not with aiohttp's refusal.
     """
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        if "," in request.headers.get(hdrs.RANGE, ""):
+        if hdrs.RANGE in request.headers and not self._heeds_range(request.headers):
             headers = request.headers.copy()
             del headers[hdrs.RANGE]
             request = request.clone(headers=headers)
         return await super().prepare(request)
+
+    def _heeds_range(self, headers: Mapping[str, str]) -> bool:
+        if not _RANGE.fullmatch(headers[hdrs.RANGE]):
+            return False
+        condition = headers.get(hdrs.IF_RANGE, "")
+        return not condition.endswith('"') or condition == f'"{self.headers[DIGEST_HEADER]}"'  # dates are aiohttp's
 
 
 async def describe(request: web.Request, response: web.StreamResponse) -> None:
