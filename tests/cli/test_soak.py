@@ -1,5 +1,7 @@
 """Many pulls of random images through random faults into one store, some of them killed: it stays right throughout.
 
+Some come through a mirror, with tokens, from a registry that does not do ranges, or so slowly that windows are opened.
+
 `make test` does a fixed thirty; `make soak` two hundred by a new seed each time. PULLPIPE_SOAK is how many, and
 PULLPIPE_SOAK_SEED repeats a run that failed.
 """
@@ -25,6 +27,7 @@ from tests.cli.store_checker import chain_id, layer_tree, wrong
 from tests.conftest import Cli
 from tests.pipe.oracle import flattened
 from tests.support import faults
+from tests.support.access import Access
 from tests.support.faulty_proxy import Fault, FaultProxy, Rule
 from tests.support.images import Dir, Entry, File, Image, Layer, Opaque, Symlink, Whiteout, write_layout
 from tests.support.registry import Registry
@@ -33,7 +36,8 @@ from tests.support.tree import Snapshot, difference, snapshot
 PULLS = int(os.environ.get("PULLPIPE_SOAK", "30"))
 SEED = int(os.environ.get("PULLPIPE_SOAK_SEED") or (4 if PULLS == 30 else random.SystemRandom().randrange(10**9)))
 IMAGES = 6
-OPTIONS = ("--plain-http", "--durability=none", "--retries=3", "--timeout=2")
+OPTIONS = ("--durability=none", "--retries=3", "--timeout=2")
+LARGE = (32 << 20) + 100_000  # bytes of a layer: just enough for windows
 PATIENCE = 60.0  # seconds; a pull that takes longer hangs
 
 
@@ -43,6 +47,7 @@ class Pushed(NamedTuple):
     repository: str
     manifest: str
     digests: list[str]  # of its config's and layers' blobs
+    large: str  # the digest of the one that comes in windows, or empty
     diff_ids: list[str]
     tree: Snapshot
 
@@ -68,7 +73,9 @@ def random_layers(rng: random.Random) -> list[Layer]:
 
 def random_images(rng: random.Random) -> dict[str, Image]:
     layers = random_layers(rng)
-    return {f"i{number}": Image(rng.sample(layers, rng.randrange(1, 6))) for number in range(IMAGES)}
+    images = {f"i{number}": Image(rng.sample(layers, rng.randrange(1, 6))) for number in range(IMAGES)}
+    large = Layer([File("large", rng.randbytes(LARGE))], None)
+    return {**images, "large": Image([*rng.sample(layers, 2), large])}
 
 
 def random_fault(rng: random.Random) -> Fault:
@@ -120,6 +127,12 @@ def random_rules(rng: random.Random, image: Pushed) -> list[Rule]:
         method, path = rng.choice(places)
         skip, times = rng.choice([0, 0, 0, 0, 1]), rng.choice([1, 1, 1, 2, 3, None])
         rules.append(Rule(random_fault(rng), path, method=method, skip=skip, times=times))
+    # The way as such, for all that suffers nothing else.
+    ranged = rng.random() < 0.75
+    if image.large:
+        rules.append(Rule(faults.drip(0.01, 1 << 19, ranged=ranged), image.large, times=None))
+    if not ranged:
+        rules.append(Rule(faults.ignore_range(), "/blobs/", times=None))
     return rules
 
 
@@ -140,16 +153,26 @@ def overlay(root: Path, diff_ids: Sequence[str], target: Path) -> Iterator[Path]
 
 
 class Soak:
-    """The store under test and what may be in it."""
+    """The store under test, what may be in it, and where that comes from: the registry, and a mirror of it."""
 
-    def __init__(self, root: Path, scratch: Path, proxy: FaultProxy, layers: dict[str, Snapshot]) -> None:
+    def __init__(
+        self, root: Path, scratch: Path, proxy: FaultProxy, mirror: FaultProxy, layers: dict[str, Snapshot]
+    ) -> None:
         self.root = root
         self._scratch = scratch
         self._proxy = proxy
+        self._mirror = mirror
         self._layers = layers
 
     def reference(self, image: Pushed) -> str:
         return f"{self._proxy.host}/{image.repository}:1"
+
+    def use_mirror(self, *, used: bool) -> None:
+        """Has the next pulls ask it first, or not at all."""
+        settings = Path(os.environ["XDG_CONFIG_HOME"], "pullpipe", "registries.conf")
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        mirror = f'[[registry.mirror]]\nlocation = "{self._mirror.host}"\n' if used else ""
+        settings.write_text(f'[[registry]]\nlocation = "{self._proxy.host}"\n{mirror}')
 
     def recorded(self) -> set[str]:
         """The references in the store."""
@@ -185,10 +208,10 @@ class Soak:
 
     def _wait(self, pull: subprocess.Popen[str], count: int) -> None:
         """Until so many requests have come, or none for a while after the first; or the pull has ended."""
-        exchanges = self._proxy.exchanges
 
         def reached() -> bool:
-            quiet = bool(exchanges) and time.monotonic() - exchanges[-1].when > 0.5
+            exchanges = [*self._proxy.exchanges, *self._mirror.exchanges]
+            quiet = bool(exchanges) and time.monotonic() - max(one.when for one in exchanges) > 0.5
             return quiet or len(exchanges) >= count or pull.poll() is not None
 
         until(reached)
@@ -256,8 +279,10 @@ def images(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> list
         assert tree is not None
         manifest = digest_of(layout, tag)
         config = document(layout, manifest)["config"]["digest"]
-        digests = [config, *(layer["digest"] for layer in layers_of(layout, tag))]
-        pushed.append(Pushed(f"soak/{tag}", manifest, digests, [layer.diff_id for layer in image.layers], tree))
+        blobs = layers_of(layout, tag)
+        digests = [config, *(blob["digest"] for blob in blobs)]
+        large = "".join(blob["digest"] for blob in blobs if blob["size"] >= LARGE)
+        pushed.append(Pushed(f"soak/{tag}", manifest, digests, large, [layer.diff_id for layer in image.layers], tree))
     return pushed
 
 
@@ -266,7 +291,7 @@ def layers(cli: Cli, images: list[Pushed], registry: Registry, store_root: Path,
     """What each layer's directory should look like: as an undisturbed pull makes it, whose stacks are right."""
     trees = {}
     with FaultProxy(registry) as proxy:
-        soak = Soak(tmp_path / "reference", tmp_path, proxy, {})
+        soak = Soak(tmp_path / "reference", tmp_path, proxy, proxy, {})
         for image in images:
             ok(cli, "pull", "--quiet", "--root", soak.root, "--plain-http", soak.reference(image))
             soak.check_tree(image)
@@ -286,8 +311,8 @@ def test_soak(
     tmp_path: Path,
 ) -> None:
     print(f"repeat it by PULLPIPE_SOAK={PULLS} PULLPIPE_SOAK_SEED={SEED}")
-    with FaultProxy(registry) as proxy:
-        soak = Soak(store_root, tmp_path, proxy, layers)
+    with FaultProxy(registry) as proxy, FaultProxy(registry) as mirror:
+        soak = Soak(store_root, tmp_path, proxy, mirror, layers)
         for count in range(PULLS):
             rng = random.Random(f"{SEED} {count}")
             wanted = rng.sample(images, rng.choice([1, 1, 1, 2]))
@@ -296,12 +321,19 @@ def test_soak(
                 ok(cli, "rmi", *present)
                 soak.check()
             number = rng.choice([None, None, None, signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-            proxy.rules = random_rules(rng, wanted[0])
-            proxy.exchanges.clear()
-            rules = [(rule.fault.name, rule.method, rule.path, rule.skip, rule.times) for rule in proxy.rules]
-            print(f"{count}: {[one.repository for one in wanted]}, {number}, {rules}")
+            print(f"{count}: {[one.repository for one in wanted]}, {number}")
+            proxy.access = rng.choice([None, None, Access(), Access(uses=3)])
+            mirrored = rng.random() < 0.3
+            soak.use_mirror(used=mirrored)
+            for place in (mirror, proxy) if mirrored else (proxy,):
+                place.rules = random_rules(rng, wanted[0])
+                place.exchanges.clear()
+                rules = [(rule.fault.name, rule.method, rule.path, rule.skip, rule.times) for rule in place.rules]
+                print(f"    {'mirror' if place is mirror else 'registry'}: {place.access}, {rules}")
             soak.pull(rng, wanted, number)
-        proxy.rules = []
+            assert not [one.path for one in mirror.exchanges if "authorization" in one.headers]
+        proxy.rules, proxy.access = [], None
+        soak.use_mirror(used=False)
         for image in images:
             ok(cli, "pull", "--quiet", *OPTIONS, soak.reference(image))
             soak.check_tree(image)

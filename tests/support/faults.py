@@ -91,13 +91,13 @@ def hang_up(*, announced: bool) -> Fault:
     return Fault(f"hang_up(announced={announced})", strike)
 
 
-def drip(pause: float, piece: int) -> Fault:
-    """The body comes in small pieces with pauses (seconds) in between."""
+def drip(pause: float, piece: int, *, ranged: bool = True) -> Fault:
+    """The body comes in small pieces with pauses (seconds) in between; that of the whole blob, if it is not ranged."""
 
     async def strike(exchange: Exchange) -> None:
-        await exchange.send(await exchange.upstream(), pause=pause, piece=piece)
+        await exchange.send(await exchange.upstream(ranged=ranged), pause=pause, piece=piece)
 
-    return Fault(f"drip({pause}, {piece})", strike)
+    return Fault(f"drip({pause}, {piece}, ranged={ranged})", strike)
 
 
 def trickle_headers(pause: float) -> Fault:
