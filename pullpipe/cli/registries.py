@@ -91,5 +91,5 @@ def resolved_now(reference: Reference, access: Access, timeout: float) -> Digest
         return None
     assert reference.tag is not None
     place = endpoint.registry, endpoint.repository
-    token = access.tokens.get(*place, authenticated=access.keyring.has(*place))
+    token = access.tokens.get(*place, owner=access.keyring.owner(*place))
     return head(endpoint, reference.tag, f"Bearer {token}" if token else None, timeout)

@@ -76,10 +76,10 @@ class Authorizer:
         self._actions = actions
         self._registry = endpoint.registry
         self._place = endpoint.registry, endpoint.repository
-        self._authenticated = keyring.has(*self._place)
+        self._owner = keyring.owner(*self._place)
         self._renewing = asyncio.Lock()
         self._successors: dict[str, str] = {}  # to identity tokens, from token servers that replace them at each use
-        kept = self._tokens.get(*self._place, authenticated=self._authenticated)
+        kept = self._tokens.get(*self._place, owner=self._owner)
         self._from_disk = f"Bearer {kept}" if kept else None
         self.current: str | None = self._from_disk
         """The header to send now."""
@@ -161,7 +161,7 @@ class Authorizer:
         successor = document.get("refresh_token")
         if credentials and credentials.identity_token and isinstance(successor, str):
             self._successors[credentials.identity_token] = successor
-        self._tokens.put(*self._place, token, _life(document), authenticated=self._authenticated)
+        self._tokens.put(*self._place, token, _life(document), owner=self._owner)
         return token
 
     async def _ask(self, realm: SplitResult, challenge: Challenge, credentials: Credentials | None) -> _Answer:

@@ -77,9 +77,10 @@ class AuthFile:
                 return Credentials(user, identity_token=secret) if user == _TOKEN_USER else Credentials(user, secret)
         return next((self._credentials(key) for key in self.keys(registry, repository) if _told(self.auths[key])), None)
 
-    def has(self, registry: str, repository: str) -> bool:
-        """Whether `find` may find some; no helper is asked."""
-        return bool(self.helper(registry)) or any(_told(self.auths[key]) for key in self.keys(registry, repository))
+    def sources(self, registry: str, repository: str) -> list[object]:
+        """What `find` looks at: the helper, by its name, and the entry, with its secret. No helper is asked."""
+        told = [self.auths[key] for key in self.keys(registry, repository) if _told(self.auths[key])]
+        return [source for source in (self.helper(registry), *told[:1]) if source]
 
     def names(self, registry: str) -> bool:
         """Whether it says anything of this registry as a whole."""
@@ -157,9 +158,14 @@ class Keyring:
                 return found
         return None
 
-    def has(self, registry: str, repository: str) -> bool:
-        """Whether `find` may find some. Asks no helper, so it takes no time. Raises `BadConfiguration`."""
-        return self.gives(registry) or any(AuthFile(path).has(registry, repository) for path in self._files)
+    def owner(self, registry: str, repository: str) -> str:
+        """What tells whose credentials `find` finds in files, to be compared and not shown; empty when it finds none.
+
+        Asks no helper, so it takes no time: the user whom one has stands for all whom it may have. Raises
+        `BadConfiguration`.
+        """
+        sources = [source for path in self._files for source in AuthFile(path).sources(registry, repository)]
+        return json.dumps(sources) if sources else ""
 
     def gives(self, registry: str) -> bool:
         """Whether those for the registry were given by hand: then nothing that comes of them is to be kept."""

@@ -5,6 +5,7 @@ The file is a table in JSON. It is read without a lock: it is only ever replaced
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -23,7 +24,7 @@ _SIZE_LIMIT = 1 << 20  # bytes of the file
 class _Row(NamedTuple):
     registry: str
     repository: str
-    authenticated: bool
+    owner: str  # a hash of whom it was given to; empty for nobody
     token: str
     expires: float  # seconds since the epoch: the clock that all runs share, over reboots
 
@@ -37,18 +38,26 @@ class TokenCache:
     def __init__(self, path: str = "") -> None:
         self._path = path
 
-    def get(self, registry: str, repository: str, *, authenticated: bool) -> str | None:
-        """A token for pulling from the repository that is still good for a while, or None."""
-        place = registry, repository, authenticated
+    def get(self, registry: str, repository: str, *, owner: str) -> str | None:
+        """A token for pulling from the repository that is still good for a while, or None.
+
+        `owner` is what tells whose it is, such as user and secret: it is not kept. It is empty for nobody's.
+        """
         with suppress(OSError, ValueError):
-            return next((row.token for row in self._read() if row[:3] == place), None)
+            for row in self._read():
+                if (row.registry, row.repository) == (registry, repository) and row.owner == _hash(owner, row.token):
+                    return row.token
         return None
 
-    def put(self, registry: str, repository: str, token: str, seconds: float, *, authenticated: bool) -> None:
+    def put(self, registry: str, repository: str, token: str, seconds: float, *, owner: str) -> None:
         """Keeps a token that expires in so many seconds. What cannot be written is not kept."""
-        new = _Row(registry, repository, authenticated, token, time.time() + seconds - _MARGIN)
+        new = _Row(registry, repository, _hash(owner, token), token, time.time() + seconds - _MARGIN)
+
+        def is_replaced(row: _Row) -> bool:
+            return row[:2] == new[:2] and row.owner == _hash(owner, row.token)
+
         if seconds > _MARGIN:
-            self._change(lambda rows: [*(row for row in rows if row[:3] != new[:3]), new])
+            self._change(lambda rows: [*(row for row in rows if not is_replaced(row)), new])
 
     def forget(self, registry: str, repository: str = "") -> None:
         """Forgets the registry's tokens, or those of one repository."""
@@ -88,3 +97,8 @@ class TokenCache:
             return [row for row in rows if row.expires > now and row.token.isascii() and row.token.isprintable()]
         except (ValueError, TypeError, AttributeError, RecursionError):
             return []
+
+
+def _hash(owner: str, token: str) -> str:
+    """The token is its salt."""
+    return hashlib.sha256(f"{token}\0{owner}".encode()).hexdigest() if owner else ""

@@ -148,6 +148,15 @@ class TestTokens:
         ok(cli, "pull", "-q", reference)
         assert [asked.authorization for asked in server.asked] == ["", f"Basic {ENCODED}"]
 
+    def test_of_another_user(self, cli: Cli, private: Registry, layout: Path, store_root: Path, tmp_path: Path) -> None:
+        """What one was let in with lets in nobody who has the same cache and other credentials."""
+        mine = write(tmp_path / "mine.json", private.host, auth=ENCODED)
+        others = write(tmp_path / "others.json", private.host, auth=base64.b64encode(b"v:wrong").decode())
+        arguments = ("pull", "-q", "--retries", "0", f"{private.host}/private:1", "--authfile")
+        assert ok(cli, *arguments, mine) == digest_of(layout)
+        for root in (store_root, store_root / "another"):
+            assert "'v'" in fails(cli, "--root", root, *arguments, others)
+
     @pytest.mark.parametrize("fault", [Fault.BEARER, Fault.BEARER_WITH_CREDENTIALS])
     def test_unchanged_tag(self, cli: Cli, layout: Path, fault: Fault) -> None:
         """With the token of the pull before, it takes one request."""
@@ -172,9 +181,9 @@ class TestTokens:
                 super()._authenticate(request)
 
         with Secretive(layout, {Fault.BEARER}) as registry:
-            tokens.put(registry.host, "a/b", "old", 300, authenticated=False)
+            tokens.put(registry.host, "a/b", "old", 300, owner="")
             assert ok(cli, "pull", "-q", f"{registry.host}/a/b:image") == digest_of(layout)
-            assert tokens.get(registry.host, "a/b", authenticated=False) not in ("old", None)
+            assert tokens.get(registry.host, "a/b", owner="") not in ("old", None)
             assert "check the name" in fails(cli, "pull", "-q", f"{registry.host}/a/b:none")
 
 

@@ -191,10 +191,10 @@ class TestLogin:
         tokens = TokenCache(os.path.join(os.environ["XDG_CACHE_HOME"], "pullpipe", "tokens.json"))
         for command in ("login", "logout"):
             for registry in (private.host, "other.example"):
-                tokens.put(registry, "a/b", "t", 300, authenticated=True)
+                tokens.put(registry, "a/b", "t", 300, owner="u")
             login(cli, private.host) if command == "login" else ok(cli, "logout", private.host)
-            assert tokens.get(private.host, "a/b", authenticated=True) is None
-            assert tokens.get("other.example", "a/b", authenticated=True) == "t"
+            assert tokens.get(private.host, "a/b", owner="u") is None
+            assert tokens.get("other.example", "a/b", owner="u") == "t"
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *words: str, hidden: str = PASSWORD) -> None:

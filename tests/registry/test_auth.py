@@ -496,6 +496,14 @@ class TestKept:
         assert work(login, nothing, tokens=tokens).current == users
         assert work(Keyring(), nothing, tokens=tokens).current == anonymous != users
 
+    def test_of_that_user_alone(self, server: TokenServer, tokens: TokenCache, keyring: Keys, tmp_path: Path) -> None:
+        """Not for another one, nor for who does not know the secret; that is not in the file."""
+        renewed(bearer(server), keyring(username=USER, password=PASSWORD), tokens=tokens)
+        for entry in ({"username": "v", "password": PASSWORD}, {"username": USER, "password": "another"}):
+            assert work(keyring(**entry), nothing, tokens=tokens).current is None
+        assert PASSWORD not in (tmp_path / "cache" / "tokens.json").read_text()
+        assert work(keyring(username=USER, password=PASSWORD), nothing, tokens=tokens).current
+
     def test_not_for_given_credentials(self, server: TokenServer, tokens: TokenCache, keyring: Keys) -> None:
         """Neither are their tokens kept, nor others used for them."""
         login = keyring(username=USER, password=PASSWORD)
@@ -569,7 +577,7 @@ class TestKept:
             assert not authorizer.forget_cached(new)
 
         def work_again(tokens: TokenCache) -> str | None:
-            return tokens.get(HOST, REPOSITORY, authenticated=False)
+            return tokens.get(HOST, REPOSITORY, owner="")
 
         work(Keyring(), forget, tokens=tokens)
         assert work_again(tokens) is not None

@@ -124,7 +124,7 @@ class TestEntries:
     def test_forms(self, write: Write, entry: Any, credentials: Credentials | None) -> None:
         path = write({"auths": {HOST: entry}})
         assert found(path) == credentials
-        assert Keyring([path]).has(HOST, "a/b") is (credentials is not None)
+        assert bool(Keyring([path]).owner(HOST, "a/b")) is (credentials is not None)
 
     def test_most_specific(self, write: Write) -> None:
         """containers-auth.json(5): from the repository up to the host, by whole names; empty ones are passed over."""
@@ -157,8 +157,8 @@ class TestEntries:
     def test_for_another_repository_only(self, write: Write) -> None:
         path = write({"auths": {f"{HOST}/a": U}})
         assert found(path, "b") is None
-        assert not Keyring([path]).has(HOST, "b")
-        assert not Keyring([path]).has(HOST, "")
+        assert not Keyring([path]).owner(HOST, "b")
+        assert not Keyring([path]).owner(HOST, "")
 
     @pytest.mark.parametrize("key", [HOST, f"{HOST}/", f"https://{HOST}", f"https://{HOST}/v1/", f"http://{HOST}/v2/"])
     def test_old_keys(self, write: Write, key: str) -> None:
@@ -194,7 +194,6 @@ class TestEntries:
         keyring = Keyring([write({"auths": {HOST: U, "other.example": V}})], given=given, registry=HOST)
         assert asyncio.run(keyring.find(HOST, "a")) == given
         assert asyncio.run(keyring.find("other.example", "a")) == Credentials("v", "other")
-        assert keyring.has(HOST, "a")
         assert [keyring.gives(name) for name in (HOST, "other.example", "")] == [True, False, False]
         assert asyncio.run(Keyring(given=given, registry=HOST).find("other.example", "a")) is None
         assert not Keyring([], registry="").gives("")
@@ -218,7 +217,7 @@ class TestEntries:
     def test_nothing_there(self, write: Write, document: object) -> None:
         path = write(document)
         assert found(path) is None
-        assert not Keyring([path]).has(HOST, "a")
+        assert not Keyring([path]).owner(HOST, "a")
         assert found("/dev/null") is None
 
 
@@ -243,7 +242,7 @@ class TestBroken:
         path = write(document)
         assert path in refused(path)
         with pytest.raises(BadConfiguration, match=path):
-            Keyring([path]).has(HOST, "a/b")
+            Keyring([path]).owner(HOST, "a/b")
 
     def test_not_utf8(self, tmp_path: Path) -> None:
         (tmp_path / "auth.json").write_bytes(b'{"auths": "\xff"}')
@@ -302,7 +301,7 @@ class TestHelpers:
         helper.keep({"other.example": ("w", "p")})
         path = write({"credHelpers": {HOST: "test"}})
         assert found(path, registry="other.example") is None
-        assert not Keyring([path]).has("other.example", "a")
+        assert not Keyring([path]).owner("other.example", "a")
         assert helper.calls == []
 
     def test_it_has_none(self, write: Write, helper: CredentialHelper) -> None:
@@ -332,8 +331,8 @@ class TestHelpers:
         assert found(write({"credsStore": "test"})) is None
 
     @pytest.mark.parametrize("named", [{"credHelpers": {HOST: "test"}}, {"credsStore": "test"}])
-    def test_has_asks_nobody(self, write: Write, helper: CredentialHelper, named: dict[str, Any]) -> None:
-        assert Keyring([write(named)]).has(HOST, "a")
+    def test_owner_asks_nobody(self, write: Write, helper: CredentialHelper, named: dict[str, Any]) -> None:
+        assert Keyring([write(named)]).owner(HOST, "a")
         assert helper.calls == []
 
     @pytest.mark.parametrize(
@@ -447,8 +446,8 @@ def test_light() -> None:
         "import sys\n"
         "from pullpipe.registry.credentials import Keyring\n"
         "from pullpipe.registry.tokens import TokenCache\n"
-        "assert not Keyring(['/nowhere']).has('a', 'b')\n"
-        "assert not TokenCache('/nowhere').get('a', 'b', authenticated=True)\n"
+        "assert not Keyring(['/nowhere']).owner('a', 'b')\n"
+        "assert not TokenCache('/nowhere').get('a', 'b', owner='u')\n"
         "print(*sorted({'aiohttp', 'asyncio', 'ssl', 'subprocess', 'http', 'tempfile'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -27,14 +27,14 @@ def path(tmp_path: Path) -> Path:
 def tokens(path: Path) -> TokenCache:
     """With one token for `a/b`."""
     tokens = TokenCache(str(path))
-    tokens.put(HOST, "a/b", "secret", 300, authenticated=True)
-    assert tokens.get(HOST, "a/b", authenticated=True) == "secret"
+    tokens.put(HOST, "a/b", "secret", 300, owner="u")
+    assert tokens.get(HOST, "a/b", owner="u") == "secret"
     return tokens
 
 
-def kept(path: Path, repository: str = "a/b", *, registry: str = HOST, authenticated: bool = True) -> str | None:
+def kept(path: Path, repository: str = "a/b", *, registry: str = HOST, owner: str = "u") -> str | None:
     """What another run finds."""
-    return TokenCache(str(path)).get(registry, repository, authenticated=authenticated)
+    return TokenCache(str(path)).get(registry, repository, owner=owner)
 
 
 class TestWhose:
@@ -45,29 +45,31 @@ class TestWhose:
         assert kept(path, "a") is None
         assert kept(path, "a/b/c") is None
         assert kept(path, registry="other.example") is None
-        assert kept(path, authenticated=False) is None
+        assert [kept(path, owner=owner) for owner in ("", "v", "uu")] == [None, None, None]
 
     def test_each_its_own(self, tokens: TokenCache, path: Path) -> None:
-        tokens.put(HOST, "a/b", "anonymous", 300, authenticated=False)
-        tokens.put(HOST, "c", "third", 300, authenticated=True)
-        tokens.put("docker.io", "a/b", "fourth", 300, authenticated=True)
+        tokens.put(HOST, "a/b", "anonymous", 300, owner="")
+        tokens.put(HOST, "c", "third", 300, owner="u")
+        tokens.put(HOST, "a/b", "another's", 300, owner="v")
+        tokens.put("docker.io", "a/b", "fourth", 300, owner="u")
         assert kept(path) == "secret"
-        assert kept(path, authenticated=False) == "anonymous"
+        assert kept(path, owner="") == "anonymous"
+        assert kept(path, owner="v") == "another's"
         assert kept(path, "c") == "third"
         assert kept(path, registry="docker.io") == "fourth"
 
     def test_replaced(self, tokens: TokenCache, path: Path) -> None:
-        tokens.put(HOST, "a/b", "newer", 300, authenticated=True)
+        tokens.put(HOST, "a/b", "newer", 300, owner="u")
         assert kept(path) == "newer"
         assert "secret" not in path.read_text()
 
     def test_forgotten(self, tokens: TokenCache, path: Path) -> None:
         """One repository's, or all of a registry's, with and without a user."""
-        tokens.put(HOST, "a/b", "anonymous", 300, authenticated=False)
-        tokens.put(HOST, "c", "third", 300, authenticated=True)
-        tokens.put("other.example", "c", "fourth", 300, authenticated=True)
+        tokens.put(HOST, "a/b", "anonymous", 300, owner="")
+        tokens.put(HOST, "c", "third", 300, owner="u")
+        tokens.put("other.example", "c", "fourth", 300, owner="u")
         tokens.forget(HOST, "a/b")
-        assert [kept(path), kept(path, authenticated=False), kept(path, "c")] == [None, None, "third"]
+        assert [kept(path), kept(path, owner=""), kept(path, "c")] == [None, None, "third"]
         tokens.forget(HOST)
         assert kept(path, "c") is None
         assert kept(path, "c", registry="other.example") == "fourth"
@@ -78,8 +80,8 @@ class TestWhose:
         monkeypatch.chdir(tmp_path)
         for tokens in (TokenCache(), TokenCache(str(tmp_path / "cache" / "tokens.json"))):
             tokens.forget(HOST)
-        TokenCache().put(HOST, "a", "t", 300, authenticated=True)
-        assert TokenCache().get(HOST, "a", authenticated=True) is None
+        TokenCache().put(HOST, "a", "t", 300, owner="u")
+        assert TokenCache().get(HOST, "a", owner="u") is None
         assert list(tmp_path.iterdir()) == []
 
 
@@ -88,20 +90,20 @@ class TestHowLong:
         """By the clock that a reboot does not set back."""
         now = time.time()
         monkeypatch.setattr(time, "time", lambda: now)
-        TokenCache(str(path)).put(HOST, "a/b", "secret", 60, authenticated=True)
+        TokenCache(str(path)).put(HOST, "a/b", "secret", 60, owner="u")
         for seconds, expected in ((0, "secret"), (49, "secret"), (51, None), (61, None)):
             monkeypatch.setattr(time, "time", lambda seconds=seconds: now + seconds)
             assert kept(path) == expected, seconds
 
     @pytest.mark.parametrize("seconds", [0, 10, -5, float("nan"), float("-inf")])
     def test_too_short(self, path: Path, seconds: float) -> None:
-        TokenCache(str(path)).put(HOST, "a/b", "secret", seconds, authenticated=True)
+        TokenCache(str(path)).put(HOST, "a/b", "secret", seconds, owner="u")
         assert not path.exists()
 
     def test_expired_ones_leave_the_file(self, tokens: TokenCache, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         now = time.time()
         monkeypatch.setattr(time, "time", lambda: now + 400)
-        tokens.put(HOST, "c", "third", 300, authenticated=True)
+        tokens.put(HOST, "c", "third", 300, owner="u")
         assert "third" in path.read_text()
         assert "secret" not in path.read_text()
 
@@ -117,7 +119,7 @@ class TestWhoCanRead:
             "        print(oct(os.stat(arguments[0]).st_mode & 0o777))\n"
             "sys.addaudithook(show)\n"
             "os.umask(0)\n"
-            "TokenCache(sys.argv[1]).put('h', 'a', 'secret', 300, authenticated=True)"
+            "TokenCache(sys.argv[1]).put('h', 'a', 'secret', 300, owner='u')"
         )
         done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
         assert done.stdout == "0o600\n"
@@ -128,10 +130,10 @@ class TestWhoCanRead:
         """It is not read, and neither written nor replaced."""
         before = path.lstat()
         tokens = TokenCache(str(path))
-        assert tokens.get(HOST, "a/b", authenticated=True) is None
-        tokens.put(HOST, "c", "third", 300, authenticated=True)
+        assert tokens.get(HOST, "a/b", owner="u") is None
+        tokens.put(HOST, "c", "third", 300, owner="u")
         tokens.forget(HOST)
-        assert tokens.get(HOST, "c", authenticated=True) is None
+        assert tokens.get(HOST, "c", owner="u") is None
         after = path.lstat()
         assert (after.st_ino, after.st_mode, after.st_mtime_ns) == (before.st_ino, before.st_mode, before.st_mtime_ns)
 
@@ -156,13 +158,13 @@ class TestWhoCanRead:
     def test_anothers_directory(self, tokens: TokenCache, path: Path) -> None:
         """Root, at work in a user's home, leaves nothing there that the user could not read."""
         os.chown(path.parent, 1234, 1234)
-        tokens.put(HOST, "c", "third", 300, authenticated=True)
+        tokens.put(HOST, "c", "third", 300, owner="u")
         assert kept(path, "c") is None
 
     @pytest.mark.parametrize("mode", [0o777, 0o720])
     def test_directory_that_others_write_to(self, tokens: TokenCache, path: Path, mode: int) -> None:
         path.parent.chmod(mode)
-        tokens.put(HOST, "c", "third", 300, authenticated=True)
+        tokens.put(HOST, "c", "third", 300, owner="u")
         assert kept(path, "c") is None
 
     @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
@@ -202,7 +204,7 @@ def test_broken(path: Path, text: str) -> None:
     path.write_bytes(text.encode(errors="surrogateescape"))
     path.chmod(0o600)
     assert kept(path) is None
-    TokenCache(str(path)).put(HOST, "a/b", "newer", 300, authenticated=True)
+    TokenCache(str(path)).put(HOST, "a/b", "newer", 300, owner="u")
     assert kept(path) == "newer"
 
 
@@ -211,9 +213,9 @@ def test_nowhere_to_write(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in ("/proc/tokens.json", str(tmp_path / "file" / "pullpipe" / "tokens.json"), "tokens.json"):
         tokens = TokenCache(path)
-        tokens.put(HOST, "a", "t", 300, authenticated=True)
+        tokens.put(HOST, "a", "t", 300, owner="u")
         tokens.forget(HOST)
-        assert tokens.get(HOST, "a", authenticated=True) is None
+        assert tokens.get(HOST, "a", owner="u") is None
 
 
 def test_many_at_once(path: Path) -> None:
@@ -223,8 +225,8 @@ def test_many_at_once(path: Path) -> None:
         "from pullpipe.registry.tokens import TokenCache\n"
         "tokens = TokenCache(sys.argv[1])\n"
         "for number in range(25):\n"
-        "    tokens.put('h', f'{sys.argv[2]}/{number}', 'secret', 300, authenticated=True)\n"
-        "    assert tokens.get('h', f'{sys.argv[2]}/0', authenticated=True) == 'secret'\n"
+        "    tokens.put('h', f'{sys.argv[2]}/{number}', 'secret', 300, owner='u')\n"
+        "    assert tokens.get('h', f'{sys.argv[2]}/0', owner='u') == 'secret'\n"
     )
     writers = [subprocess.Popen([sys.executable, "-c", program, path, str(one)]) for one in range(4)]
     assert [writer.wait() for writer in writers] == [0] * 4
