@@ -90,6 +90,13 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, width=_columns() - 2, **options)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Options have their whole names only: that of none may be taken for another's, with a value that must not show."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": _Formatter, "allow_abbrev": False, **options})
+
+
 def _columns() -> int:
     try:
         return int(os.environ.get("COLUMNS") or os.get_terminal_size(sys.stdout.fileno()).columns)
@@ -99,12 +106,11 @@ def _columns() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0; 1 for a failure; 2 for usage; `run` has the command's own."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pullpipe",
         description=DESCRIPTION,
         epilog="`pullpipe COMMAND --help` tells more of a command.",
         add_help=False,
-        formatter_class=_Formatter,
     )
     add_global_options(parser, top=True)
     parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
@@ -116,17 +122,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if known.command not in COMMANDS:
         parser.error(f"there is no command {known.command!r}; `pullpipe --help` lists them")
     module = module_of(known.command)
-    command_parser = argparse.ArgumentParser(
-        prog=f"pullpipe {known.command}", description=module.HELP, formatter_class=_Formatter
-    )
+    command_parser = _Parser(prog=f"pullpipe {known.command}", description=module.HELP)
     add_global_options(command_parser, top=False)
     module.configure(command_parser)
-    arguments = command_parser.parse_args(known.arguments, namespace=argparse.Namespace(**_globals(known)))
+    arguments, unknown = command_parser.parse_known_args(known.arguments, argparse.Namespace(**_globals(known)))
+    if unknown:
+        command_parser.error(f"unrecognized arguments: {' '.join(map(_without_value, unknown))}")
     if (creds := getattr(arguments, "creds", None)) and ":" in creds:
         from pullpipe.linux import hide_argument
 
         hide_argument(creds, shown=creds.index(":") + 1)
     return _guarded(module, arguments)
+
+
+def _without_value(word: str) -> str:
+    """Of an option: its value may be a secret."""
+    if word.startswith("--"):
+        return word.partition("=")[0]
+    return word[:2] if word.startswith("-") else word
 
 
 def program() -> NoReturn:

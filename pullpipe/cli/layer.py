@@ -29,7 +29,7 @@ HELP = "add a layer to an image, or take one away"
 def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="add|drop", required=True)
     text = "put the files of a directory, or of a tar archive, on top of the image's"
-    add = actions.add_parser("add", help=text, description=text, formatter_class=parser.formatter_class)
+    add = actions.add_parser("add", help=text, description=text)
     add_name_option(add)
     add.add_argument("--at", metavar="PATH", default="", help="where in the image a directory's files go (default: /)")
     add.add_argument("--owner", metavar="UID[:GID]", help="whose a directory's files are there (default: as they are)")
@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add.add_argument("path", metavar="DIR|TAR|-", help="an archive may be compressed; - is standard input")
     add.epilog = "An empty file called .wh.NAME takes NAME of the layers below away."
     text = "leave one of the image's layers out"
-    drop = actions.add_parser("drop", help=text, description=text, formatter_class=parser.formatter_class)
+    drop = actions.add_parser("drop", help=text, description=text)
     add_name_option(drop)
     add_making_options(drop)
     drop.add_argument("reference", metavar="REF")

@@ -20,6 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-u", "--username", metavar="USER", help="is asked for when it is not given, as the password is"
     )
+    parser.add_argument("-p", "--password", help=argparse.SUPPRESS)  # Docker's, to be refused
     parser.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
     add_authfile_option(parser, "keep them in this file")
     parser.add_argument("--plain-http", action="store_true", help="speak HTTP without TLS to the registry")
@@ -29,6 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.password is not None:
+        raise BadArgument("all can see a password in a command line; give --password-stdin, and the password there")
     # Where the settings have the registry's images: there pulls look for credentials, and for no other host.
     asked = Reference(registry_of(arguments.registry), "", None, None)
     endpoint = hosts().endpoints(asked, plain_http=arguments.plain_http)[-1]

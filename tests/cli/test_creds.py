@@ -210,8 +210,7 @@ class TestSecretsDoNotShow:
         ("options", "shown"),
         [
             (["--creds", f"u:{PASSWORD}"], ["--creds", f"u:{'*' * 12}"]),
-            ([f"--creds=u:{PASSWORD}"], [f"--creds=u:{'*' * 12}"]),
-            ([f"--cred=u:{PASSWORD}", "--quiet"], [f"--cred=u:{'*' * 12}", "--quiet"]),
+            ([f"--creds=u:{PASSWORD}", "--quiet"], [f"--creds=u:{'*' * 12}", "--quiet"]),
             (["--creds", "ü:öpen"], ["--creds", "ü:*****"]),
             (["--creds", "u:"], ["--creds", "u:"]),
         ],

@@ -253,10 +253,21 @@ class TestNoLogin:
         done = cli("login", "-u", "u", "--password-stdin", "127.0.0.1:1", stdin=PASSWORD)
         assert_refused(done, "127.0.0.1:1")
 
-    def test_no_option_for_the_password(self, cli: Cli, private: Registry) -> None:
-        """It would be for all to see."""
-        done = cli("login", "-u", "u", "-p", PASSWORD, private.host)
-        assert done.returncode == 2
+    @pytest.mark.parametrize(
+        "words", [("-p", PASSWORD), (f"-p{PASSWORD}",), ("--password", PASSWORD), (f"--password={PASSWORD}",)]
+    )
+    def test_password_in_the_command_line(self, cli: Cli, private: Registry, words: tuple[str, ...]) -> None:
+        """It would be for all to see, and is no registry."""
+        assert_refused(cli("login", "-u", "u", *words), "--password-stdin")
+        assert_refused(cli("login", "-u", "u", *words, private.host), "--password-stdin")
+
+    @pytest.mark.parametrize("name", ["--passwd", "--passwor", "-P"])
+    def test_other_words_for_it(self, cli: Cli, name: str) -> None:
+        """What is no option is told of by its name alone, and never taken for another one."""
+        done = cli("login", "-u", "u", f"{name}{'=' * (name != '-P')}sesame", "a.example")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.endswith(f": unrecognized arguments: {name}\n")
+        assert "sesame" not in done.stderr
 
     @pytest.mark.parametrize("text", ["nonsense", "[]", '{"auths": 5}'])
     def test_broken_file(self, cli: Cli, private: Registry, authfile: Path, text: str) -> None:
