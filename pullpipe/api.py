@@ -111,16 +111,14 @@ async def pull(
     if os.geteuid() != 0:
         raise NeedsRoot("to unpack layers takes root's rights; call pullpipe.become_root() first")
     wanted = Reference.parse(reference)
-    keyring = Keyring(
-        auth_files(os.environ), given=Credentials(*credentials) if credentials else None, registry=wanted.registry
-    )
+    places = hosts().endpoints(wanted, plain_http=plain_http)
+    given = Credentials(*credentials) if credentials else None
+    keyring = Keyring(auth_files(os.environ), given=given, registry=places[-1].registry)
     network = Network(keyring, token_cache(), Proxies.of(os.environ))
     progress = _Teller(tell) if tell else Progress()
     of = Platform.parse(platform) if platform else Platform.of_this_machine()
     options = Options(of, jobs=jobs, keep_blobs=keep_blobs)
-    async with RegistryClient(
-        wanted, hosts().endpoints(wanted, plain_http=plain_http), network, progress.note
-    ) as client:
+    async with RegistryClient(wanted, places, network, progress.note) as client:
         pulled = await pull_from(client, wanted.wanted, str(wanted), store, options, progress)
     return _image(local.load(store, pulled.record))
 

@@ -7,9 +7,9 @@ import os
 import sys
 
 from pullpipe.cli.common import add_authfile_option, run_until_signal
-from pullpipe.cli.registries import ask_password, hosts, registry_of, token_cache
+from pullpipe.cli.registries import ask_password, registry_of, token_cache, whole_registry
 from pullpipe.errors import BadArgument, Unauthorized
-from pullpipe.reference import DEFAULT_REGISTRY, Reference
+from pullpipe.reference import DEFAULT_REGISTRY
 
 _TIMEOUT = 30  # seconds without a byte
 
@@ -32,9 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.password is not None:
         raise BadArgument("all can see a password in a command line; give --password-stdin, and the password there")
-    # Where the settings have the registry's images: there pulls look for credentials, and for no other host.
-    asked = Reference(registry_of(arguments.registry), "", None, None)
-    endpoint = hosts().endpoints(asked, plain_http=arguments.plain_http)[-1]
+    endpoint = whole_registry(registry_of(arguments.registry), plain_http=arguments.plain_http)
     registry = endpoint.registry
     path = _file(arguments, registry)
     user, password = _account(arguments, registry)

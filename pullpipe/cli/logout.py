@@ -7,8 +7,8 @@ import os
 import sys
 
 from pullpipe.cli.common import add_authfile_option
-from pullpipe.cli.registries import registry_of, token_cache
-from pullpipe.errors import BadArgument
+from pullpipe.cli.registries import registry_of, token_cache, whole_registry
+from pullpipe.errors import BadArgument, Blocked
 from pullpipe.reference import DEFAULT_REGISTRY
 
 HELP = "forget what `login` keeps for a registry"
@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.all and arguments.registry:
         raise BadArgument(f"--all forgets all registries, not only {arguments.registry}; give one of the two")
     registry = registry_of(arguments.registry or DEFAULT_REGISTRY)
+    names = dict.fromkeys([registry, *([] if arguments.all else _elsewhere(registry))])
 
     from pullpipe.registry import logins
     from pullpipe.registry.credentials import AuthFile, containers_auth_files, docker_auth_files
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.all:
         erased = sorted({one for path in files for one in logins.erase_all(path)})
     else:
-        erased = [registry] * bool([path for path in files if logins.erase(path, registry)])
+        erased = [name for name in names if [path for path in files if logins.erase(path, name)]]
     for one in erased:
         token_cache().forget(one)
         print(f"logged out of {one}")
@@ -45,3 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
     elif not erased and not arguments.all:
         raise BadArgument(f"not logged in to {registry}; `pullpipe logout --help` tells of --authfile")
     return 0
+
+
+def _elsewhere(registry: str) -> list[str]:
+    """What `login` logs in to in the registry's place, unless that is blocked."""
+    try:
+        return [whole_registry(registry).registry]
+    except Blocked:
+        return []

@@ -25,11 +25,8 @@ class Access(NamedTuple):
 
 def access_to(reference: Reference, arguments: argparse.Namespace) -> Access:
     """What there is for this image. Raises `BadConfiguration`, or `Blocked`."""
-    return Access(
-        hosts().endpoints(reference, plain_http=arguments.plain_http, unix_socket=arguments.unix_socket),
-        keyring(arguments, reference.registry),
-        token_cache(),
-    )
+    endpoints = hosts().endpoints(reference, plain_http=arguments.plain_http, unix_socket=arguments.unix_socket)
+    return Access(endpoints, keyring(arguments, endpoints[-1].registry), token_cache())
 
 
 def hosts() -> Hosts:
@@ -38,7 +35,7 @@ def hosts() -> Hosts:
 
 
 def keyring(arguments: argparse.Namespace, registry: str) -> Keyring:
-    """The credentials that there are: --creds for the registry, and those in auth files.
+    """The credentials that there are: --creds for the registry that answers, and those in auth files.
 
     A password that --creds leaves out is asked for, once. Raises `Unauthorized` and `BadConfiguration`.
     """
@@ -67,6 +64,14 @@ def registry_of(text: str) -> str:
     except InvalidReference:
         pass
     raise BadArgument(f"{text!r} is no registry; give its HOST or HOST:PORT")
+
+
+def whole_registry(registry: str, *, plain_http: bool = False) -> Endpoint:
+    """The place that the settings have for all of a registry's images: pulls look for credentials by its name.
+
+    Raises `Blocked`, `BadConfiguration`.
+    """
+    return hosts().endpoints(Reference(registry, "", None, None), plain_http=plain_http)[-1]
 
 
 def ask_password(user: str, registry: str, otherwise: str) -> str:

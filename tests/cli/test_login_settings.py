@@ -11,6 +11,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from tests.cli.rig import digest_of, fails, file_layer, layout_of, ok
 from tests.conftest import Cli, require
 from tests.support.access import Access
 from tests.support.faulty_proxy import FaultProxy
@@ -92,6 +93,36 @@ def test_a_registry_that_is_elsewhere(login: Login, private: FaultProxy, authori
     assert (done.returncode, done.stdout) == (0, f"logged in to {private.host} as {USER}\n"), done.stderr
     assert kept() == [private.host]
     assert {exchange.headers["x-team"] for exchange in private.exchanges} == {"blue"}
+
+
+def test_logout_of_a_registry_that_is_elsewhere(login: Login, cli: Cli, registry: Registry) -> None:
+    """By the name that login was given; what there is for that name itself goes, too."""
+    settings(f'[[registry]]\nprefix = "registry.example"\nlocation = "{registry.host}"\n')
+    assert login("registry.example").returncode == 0
+    assert kept() == [registry.host]
+    assert ok(cli, "logout", "registry.example") == f"logged out of {registry.host}"
+    assert kept() == []
+    assert "not logged in to registry.example" in fails(cli, "logout", "registry.example")
+
+
+def test_logout_of_a_blocked_one(cli: Cli) -> None:
+    settings('[[registry]]\nlocation = "registry.example"\nblocked = true\n')
+    file = Path(os.environ["XDG_CONFIG_HOME"], "containers", "auth.json")
+    file.parent.mkdir()
+    file.write_text('{"auths": {"registry.example": {"auth": "eA=="}}}')
+    assert ok(cli, "logout", "registry.example") == "logged out of registry.example"
+    assert kept() == []
+
+
+@pytest.mark.needs_root
+def test_creds_for_a_registry_that_is_elsewhere(cli: Cli, registry: Registry, tmp_path: Path) -> None:
+    """Given for an image of the one, they are for the place that answers."""
+    layout = layout_of(tmp_path / "layout", file_layer("f"))
+    registry.push(layout, "image", to="moved/a:1")
+    with FaultProxy(registry, access=Access((USER, PASSWORD), scheme="basic")) as proxy:
+        settings(f'[[registry]]\nprefix = "registry.example"\nlocation = "{proxy.host}/moved"\n')
+        pulled = ok(cli, "pull", "-q", "--creds", f"{USER}:{PASSWORD}", "registry.example/a:1")
+    assert pulled == digest_of(layout)
 
 
 def test_behind_a_socket(login: Login, tmp_path: Path) -> None:
