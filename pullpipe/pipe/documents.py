@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pullpipe.errors import InvalidDocument, VerificationError, WrongBlob, first_cause
 from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, Index, Manifest, parse_document
 from pullpipe.outline import Outline
-from pullpipe.pipe.proof import with_second_try
+from pullpipe.pipe.proof import with_second_try, wrong_size
 from pullpipe.transports import Document, Source, open_blob
 from store import Digest, Store, StoreError
 
@@ -65,10 +65,12 @@ class Documents:
         return parse_document(document.data, document.media_type)
 
     async def config(self, descriptor: Descriptor) -> bytes:
-        """An image's config."""
+        """An image's config. Raises `VerificationError` when it is not what the manifest promises."""
         data = self._present(descriptor.digest)
         if data is None:
             data = await with_second_try(self._source, descriptor.digest, self._note, lambda: self._read(descriptor))
+        if len(data) != descriptor.size:
+            raise wrong_size(descriptor, len(data))
         self._remember(descriptor.digest, data)
         return data
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import TypeVar
 
 from pullpipe.errors import LayerError, VerificationError, WrongBlob, what_and_remedy
 from pullpipe.oci import Descriptor
 from pullpipe.pipe.worker import Result
 from pullpipe.transports import Source
-from store import Digest
+from store import Digest, Store
 from store.digest import new_hash
 
 _T = TypeVar("_T")
@@ -46,6 +47,27 @@ async def prove_blob(fd: int, blob: Descriptor) -> None:
     found = await asyncio.to_thread(_digest, fd, blob.digest.algorithm)
     if found != blob.digest.hex:
         raise _wrong_blob(blob, found)
+
+
+def check_sizes(store: Store, blobs: Iterable[Descriptor]) -> None:
+    """Of those that the store has. Raises `VerificationError` where a whole blob has another size than is promised.
+
+    One that is damaged in the store is left to whoever needs it.
+    """
+    for blob in blobs:
+        size = store.blobs.size(blob.digest)
+        if size not in (None, blob.size):
+            with suppress(FileNotFoundError), open(store.blobs.path(blob.digest), "rb") as file:
+                if _digest(file.fileno(), blob.digest.algorithm) == blob.digest.hex:
+                    raise wrong_size(blob, size)
+
+
+def wrong_size(blob: Descriptor, size: int | None) -> VerificationError:
+    """What to raise."""
+    return VerificationError(
+        f"blob {blob.digest} has {size} bytes, and the image says {blob.size}: the image is inconsistent; "
+        "its owner has to push it anew"
+    )
 
 
 async def with_second_try(

@@ -33,7 +33,7 @@ from pullpipe.pipe.complete import Rest, free_ingest
 from pullpipe.pipe.documents import Documents
 from pullpipe.pipe.fetch import fetch
 from pullpipe.pipe.layer import Unpacker, info_of
-from pullpipe.pipe.proof import proven, with_second_try
+from pullpipe.pipe.proof import check_sizes, proven, with_second_try
 from pullpipe.pipe.resolve import resolve
 from pullpipe.pipe.unpack import Worker, channel
 from pullpipe.pipe.worker import Limits, Result
@@ -97,6 +97,7 @@ async def pull(
             return Pulled(record, fetched=False)
         rest = Rest(source, store, options.jobs, progress, below)
         rest.plan(image, documents.found)
+        await asyncio.to_thread(check_sizes, store, [*image.manifest.layers, *below.values()])
         _check_room(store, image, below)
         await _Layers(source, store, worker, options, progress).provide(image, documents.found)
     await rest.provide()

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -457,8 +458,44 @@ def test_a_wrong_diff_id(tmp_path: Path, store: Store) -> None:
     assert os.listdir(os.path.join(store.root, "ingest")) == []
 
 
-def write_config(layout: Path, change: Callable[..., None]) -> None:
-    """Changes the config of a layout's only image, and the digests that lead to it."""
+@pytest.mark.parametrize("what", ["config", "layer"])
+@pytest.mark.parametrize("bytes_more", [-1, 1])
+def test_a_wrong_size(what: str, bytes_more: int, tmp_path: Path, store: Store) -> None:
+    """Also where the store has the blob, from an image that has the right one; that stays as it is."""
+    for name in ("right", "wrong"):
+        write_layout(tmp_path / name, {"t": Image([LAYERS["one"]])})
+
+    def lie(manifest: dict[str, Any]) -> None:
+        (manifest["config"] if what == "config" else manifest["layers"][0])["size"] += bytes_more
+
+    write_config(tmp_path / "wrong", lambda config: None, lie)
+    with nothing_left_behind(store):
+        with pytest.raises(PullpipeError):
+            asyncio.run(start(Slow(tmp_path / "wrong"), store))
+        asyncio.run(start(Slow(tmp_path / "right"), store))
+        record = store.images.get(REFERENCE)
+        with pytest.raises(VerificationError, match="owner has to push it anew"):
+            asyncio.run(start(Slow(tmp_path / "wrong"), store))
+    assert store.images.get(REFERENCE) == record
+    assert Digest.parse(DIGESTS["one"]) in store.blobs
+
+
+def test_a_wrong_size_of_a_blob_without_its_layer(tmp_path: Path, store: Store) -> None:
+    """The blob is not taken for a damaged one."""
+    for name in ("right", "wrong"):
+        write_layout(tmp_path / name, {"t": Image([LAYERS["one"]])})
+    write_config(tmp_path / "wrong", lambda config: None, lambda manifest: manifest["layers"][0].update(size=512))
+    asyncio.run(start(Slow(tmp_path / "right"), store))
+    shutil.rmtree(os.path.dirname(store.layers.files(Digest.parse(LAYERS["one"].diff_id))))
+    with nothing_left_behind(store), pytest.raises(VerificationError, match="512"):
+        asyncio.run(start(Slow(tmp_path / "wrong"), store))
+    assert Digest.parse(DIGESTS["one"]) in store.blobs
+
+
+def write_config(
+    layout: Path, change: Callable[..., None], change_manifest: Callable[..., None] = lambda manifest: None
+) -> None:
+    """Changes the config, and the manifest, of a layout's only image, and the digests that lead to them."""
 
     def put(document: object) -> dict[str, Any]:
         data = json.dumps(document).encode()
@@ -477,6 +514,7 @@ def write_config(layout: Path, change: Callable[..., None]) -> None:
     config = get(manifest["config"])
     change(config)
     manifest["config"].update(put(config))
+    change_manifest(manifest)
     index["manifests"][0].update(put(manifest))
     (layout / "index.json").write_text(json.dumps(index))
 
