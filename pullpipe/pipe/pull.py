@@ -190,6 +190,8 @@ class _Layers:
             if complete:
                 blobs += [owned.enter_context(self._store.blobs.document(*item)) for item in documents.items()]
             self._store.publish(blobs, [*layers, *(settled.made if settled is not None and complete else ())])
+            for ingest in () if self._options.keep_blobs else self._blobs.values():
+                ingest.discard()  # only now: until its layer is there, a pull that is killed is continued from it
             self._blobs.clear()
             self._staged.clear()
             if complete:
@@ -329,8 +331,6 @@ class _Layers:
             ingest.discard()
             raise
         self._blobs[layer.digest] = ingest
-        if not self._options.keep_blobs:
-            ingest.discard()  # its name; its bytes stay until it is closed
         return result
 
 

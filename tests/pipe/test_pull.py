@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -592,6 +592,29 @@ def test_killing_the_command(layout: Path, store_root: Path, cli: Cli) -> None:
         assert any("Range" in request.headers for request in registry.arrived(DIGESTS["one"]))
     assert os.listdir(store_root / "staging") == []
     assert len(list(Store(str(store_root)).layers)) == 3
+
+
+@pytest.mark.parametrize("options", [(), ("--discard-blobs",)])
+def test_killing_the_command_with_finished_layers(
+    options: tuple[str, ...], layout: Path, store_root: Path, cli: Cli
+) -> None:
+    """SIGKILL before they are published: they are not fetched again, whether their blobs are to be kept or not."""
+    with stuck_pull(store_root, layout, "--progress", "plain", *options) as (process, reference, registry):
+        assert process.stderr is not None
+        for _ in range(2):
+            until_line(process.stderr, "pulled and unpacked")
+        process.kill()
+        process.communicate(timeout=PATIENCE)
+        registry.faults.clear()
+        registry.requests.clear()
+        done = cli("pull", "--plain-http", "--quiet", *options, reference)
+        assert done.returncode == 0, done.stderr
+        assert [len(registry.arrived(DIGESTS[name])) for name in NAMES] == [1, 0, 0]
+    assert os.listdir(store_root / "ingest") == []
+
+
+def until_line(lines: IO[str], text: str) -> None:
+    assert any(text in line for line in lines), f"no {text}"
 
 
 def test_what_a_pull_raises_is_pullpipes(layout: Path, store: Store) -> None:
