@@ -10,36 +10,48 @@ from pullpipe.errors import BadConfiguration
 from pullpipe.registry.hosts import is_loopback
 
 
-class Proxies(NamedTuple):
-    """URLs of proxies, with user and password where they need them; empty for none."""
+class _Variable(NamedTuple):
+    """Of the environment, with its value: a proxy, with user and password where it needs them; empty for none."""
 
-    http: str = ""
-    https: str = ""
+    name: str = ""
+    value: str = ""
+
+
+class Proxies(NamedTuple):
+    """Of each scheme's requests."""
+
+    http: _Variable = _Variable()
+    https: _Variable = _Variable()
     spared: tuple[str, ...] = ()  # hosts, domains, addresses, networks, each perhaps with a port; or `*`
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Proxies:
-        """HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY; in small letters they win. Raises `BadConfiguration`."""
+        """HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY; in small letters they win."""
 
-        def value(name: str) -> str:
-            return environment.get(name.lower()) or environment.get(name) or ""
+        def first(*names: str) -> _Variable:
+            tried = [spelled for name in names for spelled in (name.lower(), name)]
+            given = (_Variable(name, environment.get(name, "").strip()) for name in tried)
+            return next((variable for variable in given if variable.value), _Variable())
 
         return cls(
-            http=_url("HTTP_PROXY", value("HTTP_PROXY") or value("ALL_PROXY")),
-            https=_url("HTTPS_PROXY", value("HTTPS_PROXY") or value("ALL_PROXY")),
-            spared=tuple(filter(None, (word.strip().lower() for word in value("NO_PROXY").split(",")))),
+            http=first("HTTP_PROXY", "ALL_PROXY"),
+            https=first("HTTPS_PROXY", "ALL_PROXY"),
+            spared=tuple(filter(None, (word.strip().lower() for word in first("NO_PROXY").value.split(",")))),
         )
 
     def __repr__(self) -> str:
         return f"Proxies({len(self.spared)} spared)"
 
     def choose(self, scheme: str, host: str, port: int) -> str | None:
-        """The proxy's URL for a request to the host; None for a direct one, as always on loopback."""
+        """The proxy's URL for a request to the host; None for a direct one, as always on loopback.
+
+        Raises `BadConfiguration` when the variable that counts names no proxy that can be used.
+        """
         proxy = self.https if scheme == "https" else self.http
-        if not proxy or is_loopback(f"[{host}]" if ":" in host else host):
+        if not proxy.value or is_loopback(f"[{host}]" if ":" in host else host):
             return None
         host = host.lower().rstrip(".")
-        return None if any(_matches(word, host, port) for word in self.spared) else proxy
+        return None if any(_matches(word, host, port) for word in self.spared) else _url(proxy)
 
 
 def _matches(word: str, host: str, port: int) -> bool:
@@ -66,17 +78,17 @@ def _is_within(word: str, host: str) -> bool:
         return False
 
 
-def _url(name: str, text: str) -> str:
-    if not text:
-        return ""
-    url = text if "://" in text else f"http://{text}"
+def _url(proxy: _Variable) -> str:
+    url = proxy.value if "://" in proxy.value else f"http://{proxy.value}"
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
     if not usable:
+        what = "a SOCKS proxy, which is not supported" if url.startswith("socks") else "no proxy that can be used"
         raise BadConfiguration(
-            f"{name} names no proxy that can be used: it takes http://HOST:PORT or https://HOST:PORT"
+            f"{proxy.name} names {what}; give it an HTTP proxy, as http://HOST:PORT or https://HOST:PORT, "
+            "or the registry's host to NO_PROXY"
         )
     return url

@@ -309,7 +309,7 @@ class TestProxy:
 
         async def main() -> None:
             async with serving(heard) as host:
-                proxies = Proxies(http=f"http://user:word@{host}")
+                proxies = Proxies.of({"HTTP_PROXY": f"http://user:word@{host}"})
                 assert (await get("http://registry.test/v2/", endpoint("registry.test"), proxies))[0] == 200
 
         asyncio.run(main())
@@ -332,7 +332,7 @@ class TestProxy:
                     await asyncio.gather(_copy(reader, back), _copy(there, writer))
 
                 async with await asyncio.start_server(tunnel, "127.0.0.1", 0) as server:
-                    proxies = Proxies(https=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+                    proxies = Proxies.of({"HTTPS_PROXY": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"})
                     where = endpoint("registry.test:444", tls=Tls(verify=False))
                     assert (await get("https://registry.test:444/v2/", where, proxies))[0] == 200
 
@@ -349,7 +349,7 @@ class TestProxy:
 
         async def main() -> None:
             async with serving(handler) as host:
-                proxies = Proxies(https=f"http://user:word@{host}")
+                proxies = Proxies.of({"HTTPS_PROXY": f"http://user:word@{host}"})
                 with pytest.raises(Unreachable, match=rf"the proxy on the way to registry\.test .*{status}") as caught:
                     await get("https://registry.test/v2/", endpoint("registry.test"), proxies)
                 assert "word" not in str(caught.value)
@@ -358,7 +358,7 @@ class TestProxy:
         asyncio.run(main())
 
     def test_nobody_there(self) -> None:
-        proxies = Proxies(https="http://user:word@127.0.0.1:1")
+        proxies = Proxies.of({"HTTPS_PROXY": "http://user:word@127.0.0.1:1"})
         with pytest.raises(Unreachable, match=r"cannot connect to the proxy on the way to registry\.test.*NO_PROXY"):
             asyncio.run(get("https://registry.test/v2/", endpoint("registry.test"), proxies))
 
