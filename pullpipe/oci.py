@@ -11,7 +11,7 @@ import re
 from binascii import a2b_base64
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from pullpipe.errors import InvalidDocument
 from pullpipe.platforms import Platform
@@ -214,10 +214,14 @@ def _guess(document: dict[str, Any]) -> str:
 
 def _load(data: bytes, what: str) -> dict[str, Any]:
     try:
-        document = json.loads(data)
+        document = json.loads(data.decode(), parse_constant=_refuse)  # of bytes, it would take UTF-16, too
     except (ValueError, RecursionError) as error:
         raise InvalidDocument(f"the {what} is not JSON: {data[:40]!r}…") from error
     return _expect(document, dict, what)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is none of JSON's values")
 
 
 def _expect(value: object, kind: type[_T], what: str) -> _T:

@@ -213,6 +213,9 @@ class TestRefused:
             b"{}",
             b"[" * 200_000,
             b'{"schemaVersion": 2, "config": ' + b"[" * 200_000,
+            *(json.dumps(manifest()).encode(encoding) for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "utf-32")),
+            *(json.dumps(manifest(annotations={"x": float(n)})).encode() for n in ("nan", "inf", "-inf")),
+            json.dumps(manifest(annotations={"x": "\u00fc"}), ensure_ascii=False).encode("latin-1"),
         ],
         ids=lambda data: repr(data[:20]),
     )

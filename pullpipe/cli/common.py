@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pullpipe.errors import BadArgument
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 # Enough to keep the cores busy while some layers wait for the network; each takes about 25 MB.
 _JOBS = min(len(os.sched_getaffinity(0)) + 2, 8)
+_LONGEST = 86400  # seconds to wait for a byte: a day
 
 
 def open_store(arguments: argparse.Namespace, *, as_root: bool = False) -> Store:
@@ -73,10 +74,14 @@ def add_registry_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plain-http", action="store_true", help="speak HTTP without TLS to the registry")
     parser.add_argument("--unix-socket", metavar="PATH", default="", help="the registry listens on this socket")
     parser.add_argument(
-        "--retries", metavar="N", type=int, default=5, help="attempts in vain before giving up (default: %(default)s)"
+        "--retries",
+        metavar="N",
+        type=_count,
+        default=5,
+        help="attempts in vain before giving up (default: %(default)s)",
     )
     parser.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=30, help="without a byte (default: %(default)s)"
+        "--timeout", metavar="SECONDS", type=_seconds, default=30, help="without a byte (default: %(default)s)"
     )
 
 
@@ -134,6 +139,13 @@ def _positive(text: str) -> int:
     if _count(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) <= _LONGEST:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, more than 0 and {_LONGEST} at most")
 
 
 def pull_options(arguments: argparse.Namespace, platform: Platform) -> Options:

@@ -379,6 +379,20 @@ class TestStore:
         assert directory.is_dir()
 
 
+@pytest.mark.parametrize("option", ["--timeout=inf", "--timeout=nan", "--timeout=0", "--timeout=-1", "--timeout=1e300"])
+def test_no_time_to_wait(cli: Cli, option: str) -> None:
+    done = cli("pull", option, "127.0.0.1:1/a")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "number of seconds" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--retries=-1", "--retries=1.5", "--retries=inf"])
+def test_no_number_of_retries(cli: Cli, option: str) -> None:
+    done = cli("pull", option, "127.0.0.1:1/a")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "whole number" in done.stderr
+
+
 class TestBrokenOff:
     def test_killed_and_continued(self, cli: Cli, long_layout: Path, store_root: Path, tmp_path: Path) -> None:
         """SIGKILL in the middle of a layer: the next pull asks for the rest of that blob only."""
