@@ -35,6 +35,9 @@ class Reference(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Reference:
         """Raises `InvalidReference`."""
+        scheme, is_url, rest = text.partition("://")
+        if is_url:  # as skopeo names images, or a browser the pages that tell of them
+            raise InvalidReference(f"invalid image reference {text!r}: leave {scheme}:// out, as in {rest!r}")
         name, _, digest_text = text.partition("@")
         try:
             digest = Digest.parse(digest_text) if "@" in text else None

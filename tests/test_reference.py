@@ -158,6 +158,13 @@ def test_bad(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["docker://a.b/c:1", "https://a.b/c:1", "http://a.b/c:1"])
+def test_urls(text: str) -> None:
+    """What to do about it."""
+    with pytest.raises(InvalidReference, match=f"leave {text.partition('a')[0]} out, as in 'a.b/c:1'"):
+        Reference.parse(text)
+
+
 def test_parts() -> None:
     reference = Reference.parse(f"localhost:5000/a/b:1@{SHA256}")
     assert tuple(reference) == ("localhost:5000", "a/b", "1", Digest.parse(SHA256))
