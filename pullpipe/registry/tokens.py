@@ -5,7 +5,6 @@ The file is a table in JSON. It is read without a lock: it is only ever replaced
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
+from store import Digest
 from store.durable import write_file
 from store.locks import held
 
@@ -101,4 +101,4 @@ class TokenCache:
 
 def _hash(owner: str, token: str) -> str:
     """The token is its salt."""
-    return hashlib.sha256(f"{token}\0{owner}".encode()).hexdigest() if owner else ""
+    return Digest.of(f"{token}\0{owner}".encode()).hex if owner else ""
