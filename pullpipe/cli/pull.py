@@ -1,4 +1,4 @@
-"""`pullpipe pull REF`"""
+"""`pullpipe pull REF…`"""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 
 from pullpipe.cli.common import add_pull_options, open_store
 from pullpipe.cli.provide import provide
+from pullpipe.cli.registries import only_registry
 from pullpipe.errors import BadArgument
 from pullpipe.reference import Reference
 
-HELP = "fetch an image and unpack it while it arrives; prints the digest of its manifest"
+HELP = "fetch images and unpack them while they arrive; prints the digests of their manifests"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,12 +20,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="fetch the blobs of the other platforms, too, without unpacking them",
     )
-    parser.add_argument("reference", metavar="REF", help="such as alpine, ghcr.io/a/b:1, host:5000/c@sha256:…")
+    parser.add_argument(
+        "references", metavar="REF", nargs="+", help="such as alpine, ghcr.io/a/b:1, host:5000/c@sha256:…"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.all_platforms and arguments.discard_blobs:
         raise BadArgument("--all-platforms is about blobs, and --discard-blobs keeps none: leave one of them away")
-    reference = Reference.parse(arguments.reference)
-    print(provide(open_store(arguments, as_root=True), reference, arguments).manifest)
+    references = [Reference.parse(text) for text in arguments.references]
+    if len(references) > 1 and arguments.trace:
+        raise BadArgument("--trace is of one image: name one")
+    only_registry(references, arguments)
+    store = open_store(arguments, as_root=True)
+    for reference in references:
+        print(provide(store, reference, arguments).manifest, flush=True)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from pullpipe.errors import BadArgument, BadConfiguration, InvalidReference, Unauthorized
@@ -13,6 +14,8 @@ from pullpipe.registry.credentials import Credentials, Keyring, auth_files, plai
 from pullpipe.registry.hosts import Endpoint, Hosts, Paths
 from pullpipe.registry.tokens import TokenCache
 from store import Digest
+
+OF_ONE_REGISTRY = {"creds": None, "plain_http": False, "unix_socket": ""}  # options about one, as they are left out
 
 
 class Access(NamedTuple):
@@ -27,6 +30,20 @@ def access_to(reference: Reference, arguments: argparse.Namespace) -> Access:
     """What there is for this image. Raises `BadConfiguration`, or `Blocked`."""
     endpoints = hosts().endpoints(reference, plain_http=arguments.plain_http, unix_socket=arguments.unix_socket)
     return Access(endpoints, keyring(arguments, endpoints[-1].registry), token_cache())
+
+
+def only_registry(references: Iterable[Reference], arguments: argparse.Namespace) -> str:
+    """The registry of these images that `OF_ONE_REGISTRY` are about, if one is given: nobody else's may see them.
+
+    Raises `BadArgument` when they are of several.
+    """
+    if all(getattr(arguments, name) == unset for name, unset in OF_ONE_REGISTRY.items()):
+        return ""
+    registries = sorted({reference.registry for reference in references})
+    if len(registries) > 1:
+        options = ", ".join("--" + name.replace("_", "-") for name in OF_ONE_REGISTRY)
+        raise BadArgument(f"{options} are about one registry, and the images are of {', '.join(registries)}: name some")
+    return "".join(registries)
 
 
 def hosts() -> Hosts:

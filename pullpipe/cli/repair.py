@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from pullpipe.cli.common import add_registry_options, open_store, reporting, run_until_signal
 from pullpipe.cli.findings import add_options, tell
-from pullpipe.cli.registries import access_to
-from pullpipe.errors import BadArgument
+from pullpipe.cli.registries import OF_ONE_REGISTRY, access_to, only_registry
 from pullpipe.progress import Progress
 from pullpipe.reference import Reference
 from store import Store
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from pullpipe.registry.client import RegistryClient
 
 HELP = "mend what `verify --deep` finds: from the blobs, from the registry, or by removal"
-
-_OF_ONE = {"creds": None, "plain_http": False, "unix_socket": ""}  # options that are about one registry, left out
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     """--format json has what that of `verify` has; the state is damaged, mended or unchecked."""
     store = open_store(arguments, as_root=True)
     references = [str(Reference.parse(text)) for text in arguments.references]
-    registry = _only_registry(store, references, arguments)
+    registry = "" if arguments.no_fetch else _only_registry(store, references, arguments)
     from pullpipe.pipe.repair import repair
 
     with reporting(arguments) as progress:
@@ -48,19 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _only_registry(store: Store, references: Sequence[str], arguments: argparse.Namespace) -> str:
-    """The registry that `_OF_ONE` are about, if one of them is given; nobody else's may see them."""
-    if arguments.no_fetch or all(getattr(arguments, name) == unset for name, unset in _OF_ONE.items()):
-        return ""
     names = references or [entry.record.reference for entry in store.images.salvaged()[0] if entry.record]
-    registries = sorted({Reference.parse(name).registry for name in names})
-    if len(registries) > 1:
-        options = ", ".join("--" + name.replace("_", "-") for name in _OF_ONE)
-        raise BadArgument(f"{options} are about one registry, and the images are of {', '.join(registries)}: name some")
-    return "".join(registries)
+    return only_registry(map(Reference.parse, names), arguments)
 
 
 def _connect(registry: str, arguments: argparse.Namespace, progress: Progress) -> Connect:
-    others = argparse.Namespace(**{**vars(arguments), **_OF_ONE})
+    others = argparse.Namespace(**{**vars(arguments), **OF_ONE_REGISTRY})
 
     def connect(reference: Reference) -> RegistryClient:
         from pullpipe.cli.network import network

@@ -217,7 +217,7 @@ class TestOutput:
 
     @pytest.mark.parametrize(
         "args",
-        [["pull"], ["pull", "a", "b"], ["pull", "--policy", "sometimes", "a"], ["pull", "--jobs", "0", "a"]],
+        [["pull"], ["pull", "--policy", "sometimes", "a"], ["pull", "--jobs", "0", "a"]],
     )
     def test_usage(self, cli: Cli, args: list[str]) -> None:
         done = cli(*args)
@@ -377,6 +377,31 @@ class TestStore:
         subprocess.run(["rm", "-r", directory.parent], check=True)
         ok(cli, "pull", reference)
         assert directory.is_dir()
+
+
+class TestSeveral:
+    def test_one_after_the_other(self, cli: Cli, registry: Registry, layout: Path, long_layout: Path) -> None:
+        """The digests are in the order of the names."""
+        first = registry.push(layout, "image", to="pull/several:1")
+        second = registry.push(long_layout, "image", to="pull/several:2")
+        assert ok(cli, "pull", second, first).splitlines() == [digest_of(long_layout), digest_of(layout)]
+
+    def test_one_that_is_not_there(self, cli: Cli, registry: Registry, layout: Path) -> None:
+        """What was pulled before stays; a name that is none is told of before anything is pulled."""
+        reference = registry.push(layout, "image", to="pull/several:1")
+        done = cli("pull", "-q", reference, f"{registry.host}/pull/none:1")
+        assert (done.returncode, done.stdout) == (1, f"{digest_of(layout)}\n")
+        assert "pull/none:1" in done.stderr
+        assert len(answer(cli, "images", "--format", "json")) == 1
+        assert "'A'" in fails(cli, "pull", "-q", "A", reference)
+
+    def test_of_several_registries(self, cli: Cli, registry: Registry) -> None:
+        """Credentials are for one."""
+        references = f"{registry.host}/a:1", "other.example/a:1"
+        assert "other.example" in fails(cli, "pull", "--creds", "u:p", *references)
+
+    def test_trace_of_one(self, cli: Cli, tmp_path: Path) -> None:
+        assert "--trace" in fails(cli, "pull", "--trace", tmp_path / "trace", "a", "b")
 
 
 @pytest.mark.parametrize("option", ["--timeout=inf", "--timeout=nan", "--timeout=0", "--timeout=-1", "--timeout=1e300"])
