@@ -43,6 +43,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _nothing_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs the tests may be logged in somewhere, and have tokens from there."""
     monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)  # docker-registry takes it for one of its own settings
+    monkeypatch.delenv("CONTAINERS_REGISTRIES_CONF", raising=False)
     directory = tmp_path_factory.mktemp("user")
     for variable in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DOCKER_CONFIG"):
         (directory / variable).mkdir(mode=0o700)

@@ -79,6 +79,7 @@ class Paths(NamedTuple):
     podman: tuple[str, ...] = ()  # directories with registries.conf and registries.conf.d
     containerd: tuple[str, ...] = ()  # directories with HOST/hosts.toml
     certificates: tuple[str, ...] = ()  # directories with HOST/*.crt, *.cert and *.key
+    podmans_file: str = ""  # in place of every registries.conf of Podman's; it has to be there
 
     @classmethod
     def usual(cls, environment: Mapping[str, str], home: str) -> Paths:
@@ -90,6 +91,7 @@ class Paths(NamedTuple):
             podman=podman,
             containerd=("/etc/containerd/certs.d",),
             certificates=(*(f"{directory}/certs.d" for directory in podman), "/etc/docker/certs.d"),
+            podmans_file=environment.get("CONTAINERS_REGISTRIES_CONF", ""),
         )
 
 
@@ -123,12 +125,15 @@ class Hosts:
         names = [f"{host}_{port}_"] if port.isdigit() else []
         for directory in self._paths.containerd:
             for name in (*names, reference.registry, "_default"):
-                if os.path.isdir(os.path.join(directory, name)):  # containerd looks no further, whatever is in it
-                    file = os.path.join(directory, name, "hosts.toml")
+                there = os.path.join(directory, name)
+                if os.path.isdir(there):  # containerd looks no further, whatever is in it
+                    file = os.path.join(there, "hosts.toml")
                     if content := _read(file):
                         from pullpipe.registry import hostsfiles
 
                         return hostsfiles.hosts_toml(file, content, reference)
+                    if (certificates := _certificates(there)) != Tls():
+                        return [origin(reference)._replace(tls=certificates)]
                     break
         return []
 
@@ -136,21 +141,25 @@ class Hosts:
     def _rules(self) -> list[list[Rule]]:
         """Of each source, in the order of the sources."""
         own = [_rules([file], own=True) for file in self._paths.own]
-        return [*own, _rules(_podmans_files(self._paths.podman), own=False)]
+        return [*own, _rules(_podmans_files(self._paths.podman, self._paths.podmans_file), own=False)]
 
     def _with_certificates(self, place: Endpoint) -> Tls:
         if place.tls.ca or place.tls.certificate:
             return place.tls
         for directory in (os.path.join(directory, place.registry) for directory in self._paths.certificates):
-            if not os.path.isdir(directory):
-                continue
-            files = _listing(directory)
-            certificate = next((file for file in files if file.endswith(".cert")), "")
-            key = certificate.removesuffix(".cert") + ".key" if certificate else ""
-            if key and key not in files:
-                raise BadConfiguration(f"{certificate} lacks its key {key}; the certificate of an authority is a .crt")
-            return Tls(place.tls.verify, tuple(file for file in files if file.endswith(".crt")), certificate, key)
+            if os.path.isdir(directory):
+                return _certificates(directory)._replace(verify=place.tls.verify)
         return place.tls
+
+
+def _certificates(directory: str) -> Tls:
+    """Those in it, by Docker's endings."""
+    files = _listing(directory)
+    certificate = next((file for file in files if file.endswith(".cert")), "")
+    key = certificate.removesuffix(".cert") + ".key" if certificate else ""
+    if key and key not in files:
+        raise BadConfiguration(f"{certificate} lacks its key {key}; the certificate of an authority is a .crt")
+    return Tls(True, tuple(file for file in files if file.endswith(".crt")), certificate, key)
 
 
 def _rules(files: Iterable[str], *, own: bool) -> list[Rule]:
@@ -165,11 +174,16 @@ def _rules(files: Iterable[str], *, own: bool) -> list[Rule]:
     return list(rules.values())
 
 
-def _podmans_files(directories: tuple[str, ...]) -> list[str]:
-    """By Podman's rule: the first registries.conf hides all of the directories behind its own; then the drop-ins."""
+def _podmans_files(directories: tuple[str, ...], named: str) -> list[str]:
+    """By Podman's rule: the first registries.conf hides all of the directories behind its own; then the drop-ins.
+
+    One that the environment names hides no directory.
+    """
+    if named and not os.path.exists(named):
+        raise BadConfiguration(f"there is no file {named}, which CONTAINERS_REGISTRIES_CONF names; correct or unset it")
     files = [os.path.join(directory, "registries.conf") for directory in directories]
-    main = next((number for number, file in enumerate(files) if os.path.exists(file)), len(files))
-    read = files[main : main + 1]
+    main = len(files) if named else next((n for n, file in enumerate(files) if os.path.exists(file)), len(files))
+    read = [named] if named else files[main : main + 1]
     for directory in reversed(directories[: main + 1]):
         drop_ins = os.path.join(directory, "registries.conf.d")
         read += [file for file in _listing(drop_ins) if file.endswith(".conf")] if os.path.isdir(drop_ins) else []

@@ -179,6 +179,22 @@ def test_podmans_user_and_system(write: Write, tmp_path: Path) -> None:
     assert mirrors(paths) == ["user.example"]
 
 
+def test_podmans_file_of_the_environment(write: Write, tmp_path: Path) -> None:
+    """In place of the main files; drop-ins of all come on top of it, the user's last. It has to be there."""
+    write("user/registries.conf", mirrored_by("user.example"))
+    write("system/registries.conf", mirrored_by("system.example"))
+    named = str(tmp_path / "named.conf")
+    usual = Paths.usual({"CONTAINERS_REGISTRIES_CONF": named}, "/home/me")
+    paths = Paths(podman=(f"{tmp_path}/user", f"{tmp_path}/system"), podmans_file=usual.podmans_file)
+    with pytest.raises(BadConfiguration, match=f"{named}, which CONTAINERS_REGISTRIES_CONF names"):
+        mirrors(paths)
+    write("named.conf", mirrored_by("named.example"))
+    assert mirrors(paths) == ["named.example"]
+    for drop_in in ("system", "user"):
+        write(f"{drop_in}/registries.conf.d/1.conf", mirrored_by(f"{drop_in}-drop.example"))
+        assert mirrors(paths) == [f"{drop_in}-drop.example"]
+
+
 @pytest.mark.parametrize(
     ("registry", "directories", "found"),
     [
@@ -208,6 +224,18 @@ def test_a_directory_of_containerds_without_a_file_says_nothing(write: Write, tm
     write("_default/hosts.toml", '[host."https://m.example"]')
     (tmp_path / "a.example").mkdir()
     assert mirrors(Paths(containerd=(str(tmp_path),))) == []
+
+
+def test_a_directory_of_containerds_with_certificates_alone(write: Write, tmp_path: Path) -> None:
+    """They are the registry's; where there is a file, that names them, and they are not looked for."""
+    for name in ("ca.crt", "c.cert", "c.key"):
+        write(f"a.example/{name}", "")
+    paths = Paths(containerd=(str(tmp_path),))
+    directory = f"{tmp_path}/a.example"
+    tls = Tls(ca=(f"{directory}/ca.crt",), certificate=f"{directory}/c.cert", key=f"{directory}/c.key")
+    assert Hosts(paths).endpoints(IMAGE) == [origin(IMAGE)._replace(tls=tls)]
+    write("a.example/hosts.toml", '[host."https://m.example"]')
+    assert {place.tls for place in Hosts(paths).endpoints(IMAGE)} == {Tls()}
 
 
 def test_the_users_options_are_for_the_registry_itself(write: Write) -> None:
