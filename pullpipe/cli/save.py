@@ -31,7 +31,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="show nothing but the result")
     parser.add_argument("references", metavar="REF", nargs="+")
-    parser.epilog = "`podman load` takes an OCI archive with one image only."
+    parser.epilog = (
+        "`podman load` takes an OCI archive with one image only. A Docker archive has no manifests: what loads it "
+        "makes new ones, so images keep their digests in the other formats only."
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,14 +7,13 @@ platform finds them, and that the index can go elsewhere as a whole.
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Collection, Container, Mapping
 from contextlib import ExitStack, suppress
 
-from pullpipe.errors import VerificationError, first_cause
+from pullpipe.errors import first_cause
 from pullpipe.local import LocalImage
 from pullpipe.oci import Descriptor
-from pullpipe.pipe.fetch import fetch
+from pullpipe.pipe.fetch import fetch, is_wasted
 from pullpipe.pipe.proof import prove_blob, with_second_try
 from pullpipe.progress import Progress
 from pullpipe.trace import Times
@@ -97,9 +96,8 @@ async def _arrive(source: Source, store: Store, blob: Descriptor, progress: Prog
         await fetch(source, blob, ingest, available, times)
         await prove_blob(ingest.fileno(), blob)
     except BaseException as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or isinstance(error, VerificationError):
-            ingest.discard()  # in the way of whatever makes room, or of no use
+        if is_wasted(error):
+            ingest.discard()
         ingest.close()
         raise
     progress.worked(blob, times.spans)

@@ -6,6 +6,7 @@ every byte of it) never sees a byte change.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Awaitable, Callable
 from time import monotonic
@@ -63,6 +64,12 @@ async def fetch(
             f"blob {descriptor.digest} is truncated: the source ended after {present} of {descriptor.size} bytes; "
             "try again, or ask its owner to push the image anew"
         )
+
+
+def is_wasted(error: BaseException) -> bool:
+    """Whether what has arrived before this error is of no use, or in the way of whatever makes room."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or isinstance(error, VerificationError)
 
 
 async def _append(fd: int, pieces: list[bytes], offset: int) -> int:

@@ -11,7 +11,6 @@ each other.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -31,7 +30,7 @@ from pullpipe.oci import Descriptor
 from pullpipe.pipe import settle
 from pullpipe.pipe.complete import Rest, free_ingest
 from pullpipe.pipe.documents import Documents
-from pullpipe.pipe.fetch import fetch
+from pullpipe.pipe.fetch import fetch, is_wasted
 from pullpipe.pipe.layer import Unpacker, info_of
 from pullpipe.pipe.proof import check_sizes, proven, with_second_try
 from pullpipe.pipe.resolve import resolve
@@ -323,9 +322,8 @@ class _Layers:
             result = await proven(unpacking.result(), ingest.fileno(), diff_id, layer)
         except BaseExceptionGroup as errors:
             error = first_cause(errors)
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            if full or isinstance(error, VerificationError):
-                ingest.discard()  # of no use, or in the way of whatever makes room
+            if is_wasted(error):
+                ingest.discard()
             raise error from None
         except (VerificationError, LayerError):
             ingest.discard()
