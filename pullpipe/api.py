@@ -111,9 +111,14 @@ async def pull(
     if os.geteuid() != 0:
         raise NeedsRoot("to unpack layers takes root's rights; call pullpipe.become_root() first")
     wanted = Reference.parse(reference)
-    places = hosts().endpoints(wanted, plain_http=plain_http)
-    given = Credentials(*credentials) if credentials else None
-    keyring = Keyring(auth_files(os.environ), given=given, registry=places[-1].registry)
+    known = hosts()
+    places = known.endpoints(wanted, plain_http=plain_http)
+    keyring = Keyring(
+        auth_files(os.environ),
+        helpers=known.credential_helpers,
+        given=Credentials(*credentials) if credentials else None,
+        registry=places[-1].registry,
+    )
     network = Network(keyring, token_cache(), Proxies.of(os.environ))
     progress = _Teller(tell) if tell else Progress()
     of = Platform.parse(platform) if platform else Platform.of_this_machine()

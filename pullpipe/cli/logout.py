@@ -7,7 +7,7 @@ import os
 import sys
 
 from pullpipe.cli.common import add_authfile_option
-from pullpipe.cli.registries import registry_of, token_cache, whole_registry
+from pullpipe.cli.registries import hosts, registry_of, token_cache, whole_registry
 from pullpipe.errors import BadArgument, Blocked
 from pullpipe.reference import DEFAULT_REGISTRY
 
@@ -30,11 +30,19 @@ def run(arguments: argparse.Namespace) -> int:
     from pullpipe.registry.credentials import AuthFile, containers_auth_files, docker_auth_files
 
     files = [arguments.authfile] if arguments.authfile else containers_auth_files(os.environ)
+    helpers = [] if arguments.authfile else hosts().credential_helpers
     others = [] if arguments.authfile else docker_auth_files(os.environ)
     if arguments.all:
         erased = sorted({one for path in files for one in logins.erase_all(path)})
     else:
-        erased = [name for name in names if [path for path in files if logins.erase(path, name)]]
+        erased = [
+            name
+            for name in names
+            if [
+                *(path for path in files if logins.erase(path, name)),
+                *(helper for helper in helpers if logins.erase_in(helper, name)),
+            ]
+        ]
     for one in erased:
         token_cache().forget(one)
         print(f"logged out of {one}")

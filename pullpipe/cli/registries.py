@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pullpipe.errors import BadArgument, BadConfiguration, InvalidReference, Unauthorized
 from pullpipe.reference import Reference
 from pullpipe.registry.credentials import Credentials, Keyring, auth_files, plain_key
+from pullpipe.registry.helpers import Helper
 from pullpipe.registry.hosts import Endpoint, Hosts, Paths
 from pullpipe.registry.tokens import TokenCache
 from store import Digest
@@ -28,8 +29,10 @@ class Access(NamedTuple):
 
 def access_to(reference: Reference, arguments: argparse.Namespace) -> Access:
     """What there is for this image. Raises `BadConfiguration`, or `Blocked`."""
-    endpoints = hosts().endpoints(reference, plain_http=arguments.plain_http, unix_socket=arguments.unix_socket)
-    return Access(endpoints, keyring(arguments, endpoints[-1].registry), token_cache())
+    known = hosts()
+    endpoints = known.endpoints(reference, plain_http=arguments.plain_http, unix_socket=arguments.unix_socket)
+    helpers = [] if arguments.authfile else known.credential_helpers
+    return Access(endpoints, keyring(arguments, endpoints[-1].registry, helpers), token_cache())
 
 
 def only_registry(references: Iterable[Reference], arguments: argparse.Namespace) -> str:
@@ -51,8 +54,8 @@ def hosts() -> Hosts:
     return Hosts(Paths.usual(os.environ, os.path.expanduser("~")))
 
 
-def keyring(arguments: argparse.Namespace, registry: str) -> Keyring:
-    """The credentials that there are: --creds for the registry that answers, and those in auth files.
+def keyring(arguments: argparse.Namespace, registry: str, helpers: Sequence[Helper]) -> Keyring:
+    """The credentials that there are: --creds for the registry that answers, in auth files, and with the helpers.
 
     A password that --creds leaves out is asked for, once. Raises `Unauthorized` and `BadConfiguration`.
     """
@@ -60,10 +63,10 @@ def keyring(arguments: argparse.Namespace, registry: str) -> Keyring:
         raise BadConfiguration(f"there is no file {arguments.authfile}; `pullpipe login --authfile` makes it")
     files = [arguments.authfile] if arguments.authfile else auth_files(os.environ)
     if arguments.creds is None:
-        return Keyring(files)
+        return Keyring(files, helpers=helpers)
     if arguments.creds and ":" not in arguments.creds:
         arguments.creds += f":{ask_password(arguments.creds, registry, 'give --creds USER:PASSWORD')}"
-    return Keyring(files, given=Credentials.parse(arguments.creds), registry=registry)
+    return Keyring(files, helpers=helpers, given=Credentials.parse(arguments.creds), registry=registry)
 
 
 def token_cache() -> TokenCache:

@@ -70,11 +70,8 @@ class AuthFile:
         A helper that is named for the registry is asked first. Docker then looks no further, while podman knows no
         credsStore and takes the file's own: when the helper has none, those count here, too.
         """
-        if named := self.helper(registry):
-            helper, server = named
-            if found := await helper.get(server):
-                user, secret = found
-                return Credentials(user, identity_token=secret) if user == _TOKEN_USER else Credentials(user, secret)
+        if (named := self.helper(registry)) and (found := await _asked(*named)):
+            return found
         return next((self._credentials(key) for key in self.keys(registry, repository) if _told(self.auths[key])), None)
 
     def sources(self, registry: str, repository: str) -> list[object]:
@@ -136,13 +133,20 @@ class AuthFile:
 
 
 class Keyring:
-    """The credentials that there are. `files` are looked through in their order; what is `given` goes before them.
-
-    What is given is for `registry` alone.
+    """The credentials that there are. `files` are looked through in their order, and then `helpers` asked, which may
+    have any registry's; what is `given` goes before them, for `registry` alone.
     """
 
-    def __init__(self, files: Sequence[str] = (), *, given: Credentials | None = None, registry: str = "") -> None:
+    def __init__(
+        self,
+        files: Sequence[str] = (),
+        *,
+        helpers: Sequence[Helper] = (),
+        given: Credentials | None = None,
+        registry: str = "",
+    ) -> None:
         self._files = tuple(files)
+        self._helpers = tuple(helpers)
         self._given = given
         self._registry = registry
 
@@ -156,15 +160,19 @@ class Keyring:
         for path in self._files:
             if found := await AuthFile(path).find(registry, repository):
                 return found
+        for helper in self._helpers:
+            if found := await _asked(helper, registry):
+                return found
         return None
 
     def owner(self, registry: str, repository: str) -> str:
-        """What tells whose credentials `find` finds in files, to be compared and not shown; empty when it finds none.
+        """What tells whose credentials `find` finds, but for given ones, to be compared and not shown; empty for none.
 
         Asks no helper, so it takes no time: the user whom one has stands for all whom it may have. Raises
         `BadConfiguration`.
         """
         sources = [source for path in self._files for source in AuthFile(path).sources(registry, repository)]
+        sources += self._helpers
         return json.dumps(sources) if sources else ""
 
     def gives(self, registry: str) -> bool:
@@ -235,6 +243,14 @@ def _document(path: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise BadConfiguration(f"{path} is not a JSON object, as Docker's config.json is; mend or remove it")
     return document
+
+
+async def _asked(helper: Helper, server: str) -> Credentials | None:
+    """What the helper has."""
+    if found := await helper.get(server):
+        user, secret = found
+        return Credentials(user, identity_token=secret) if user == _TOKEN_USER else Credentials(user, secret)
+    return None
 
 
 def _told(entry: object) -> bool:

@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pullpipe.errors import BadConfiguration
 from pullpipe.reference import DEFAULT_REGISTRY, Reference
+from pullpipe.registry.helpers import Helper
 
 if TYPE_CHECKING:
     from pullpipe.registry.hostsfiles import Rule
 
+_AUTH_FILES = "containers-auth.json"  # what they are called among credential helpers; they are always looked at
 _DOCKER_HUB = "registry-1.docker.io"
 _HUB_NAMES = (DEFAULT_REGISTRY, "index.docker.io", _DOCKER_HUB)
 # What makes a registries.conf worth parsing: Podman's mostly says nothing of registries; ours may have a typing error.
 _PODMAN_SPEAKS = re.compile(rb"^[ \t]*(?:\[+[ \t]*[\"']?)?registr(?:y|ies)\b", re.MULTILINE)
+_PODMAN_NAMES_HELPERS = re.compile(rb"^[ \t]*[\"']?credential-helpers\b", re.MULTILINE)
 _WE_SPEAK = re.compile(rb"^[ \t]*[^\s#]", re.MULTILINE)
 
 
@@ -116,6 +119,18 @@ class Hosts:
             registry = places[-1]
             places = [registry._replace(schemes=("http",), socket=unix_socket or registry.socket)]
         return [place._replace(tls=self._with_certificates(place)) for place in places]
+
+    @property
+    def credential_helpers(self) -> list[Helper]:
+        """Those that Podman's files name for all registries; the last file that names any decides."""
+        for file in reversed(_podmans_files(self._paths.podman, self._paths.podmans_file)):
+            content = _read(file)
+            if _PODMAN_NAMES_HELPERS.search(content):
+                from pullpipe.registry import hostsfiles
+
+                if named := hostsfiles.credential_helpers(file, content):
+                    return [Helper(name, file) for name in named if name != _AUTH_FILES]
+        return []
 
     def _configured(self, reference: Reference) -> list[Endpoint]:
         for rules in self._rules:

@@ -117,6 +117,15 @@ def registries_conf(file: str, content: bytes, *, own: bool) -> dict[str, Rule]:
     return rules
 
 
+def credential_helpers(file: str, content: bytes) -> list[str]:
+    """The names in Podman's file of those for all registries. Raises `BadConfiguration`."""
+    key = "credential-helpers"
+    names: list[object] = _checked(file, _parsed(file, content), {key: list}).get(key, [])
+    if not all(isinstance(name, str) for name in names):
+        raise BadConfiguration(f"{file}: {key} is to be a list of names")
+    return [str(name) for name in names]
+
+
 def hosts_toml(file: str, content: bytes, reference: Reference) -> list[Endpoint]:
     """The hosts in their order, the server last. Raises `Blocked` and `BadConfiguration`."""
     root = _checked(file, _parsed(file, content), {**_HOSTS_TOML, "server": str, "host": dict})

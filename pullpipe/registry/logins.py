@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pullpipe.errors import BadConfiguration
 from pullpipe.registry.credentials import AuthFile, Credentials, plain_key
+from pullpipe.registry.helpers import Helper
 from store.durable import write_file
 from store.locks import Lock
 
@@ -66,6 +67,11 @@ def erase_all(path: str) -> list[str]:
         }
         file.auths.clear()
         return sorted(entries | helped)
+
+
+def erase_in(helper: Helper, registry: str) -> bool:
+    """Has a helper that keeps any registry's credentials forget this one's; False when it had none."""
+    return _run(helper.erase(registry))
 
 
 def _erase_in_helper(file: AuthFile, registry: str) -> bool:

@@ -15,6 +15,7 @@ from tests.cli.rig import digest_of, fails, file_layer, layout_of, ok
 from tests.conftest import Cli, require
 from tests.support.access import Access
 from tests.support.faulty_proxy import FaultProxy
+from tests.support.helpers import CredentialHelper
 from tests.support.registry import Authority, Registry
 from tests.support.served import served
 
@@ -123,6 +124,28 @@ def test_creds_for_a_registry_that_is_elsewhere(cli: Cli, registry: Registry, tm
         settings(f'[[registry]]\nprefix = "registry.example"\nlocation = "{proxy.host}/moved"\n')
         pulled = ok(cli, "pull", "-q", "--creds", f"{USER}:{PASSWORD}", "registry.example/a:1")
     assert pulled == digest_of(layout)
+
+
+@pytest.mark.needs_root
+def test_podmans_credential_helper(cli: Cli, registry: Registry, tmp_path: Path) -> None:
+    """It gives credentials to a pull, unless there is --authfile, and forgets them at logout."""
+    layout = layout_of(tmp_path / "layout", file_layer("f"))
+    registry.push(layout, "image", to="helped:1")
+    home = tmp_path / "home"
+    (home / ".config" / "containers").mkdir(parents=True)
+    (home / ".config" / "containers" / "registries.conf").write_text('credential-helpers = ["test"]')
+    helper = CredentialHelper(tmp_path / "bin", "test")
+    env = {"HOME": str(home), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    (tmp_path / "none.json").write_text("{}")
+    with FaultProxy(registry, access=Access((USER, PASSWORD), scheme="basic")) as proxy:
+        helper.keep({proxy.host: (USER, PASSWORD)})
+        pull = ("pull", "-q", "--retries", "0", f"{proxy.host}/helped:1")
+        assert cli(*pull, "--authfile", tmp_path / "none.json", env=env).returncode == 1
+        done = cli(*pull, env=env)
+        assert (done.returncode, done.stdout) == (0, f"{digest_of(layout)}\n"), done.stderr
+        done = cli("logout", proxy.host, env=env)
+        assert (done.returncode, done.stdout) == (0, f"logged out of {proxy.host}\n"), done.stderr
+    assert helper.kept == {}
 
 
 def test_behind_a_socket(login: Login, tmp_path: Path) -> None:

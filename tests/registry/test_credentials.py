@@ -321,6 +321,16 @@ class TestHelpers:
         helper.keep({"https://index.docker.io/v1/": ("x", "p")})
         assert found(write({"credsStore": "test"}), "library/a", "docker.io") == Credentials("x", "p")
 
+    def test_of_any_registry(self, write: Write, helper: CredentialHelper) -> None:
+        """It is asked when no file has credentials."""
+        helper.keep({HOST: ("w", "p"), "other.example": ("x", "p")})
+        keyring = Keyring([write({"auths": {HOST: U}})], helpers=[helpers.Helper("test", "registries.conf")])
+        assert asyncio.run(keyring.find(HOST, "a")) == Credentials("u", SECRET)
+        assert helper.calls == []
+        assert asyncio.run(keyring.find("other.example", "a")) == Credentials("x", "p")
+        assert asyncio.run(keyring.find("third.example", "a")) is None
+        assert keyring.owner("third.example", "a")
+
     def test_identity_token(self, write: Write, helper: CredentialHelper) -> None:
         helper.keep({HOST: ("<token>", SECRET)})
         assert found(write({"credsStore": "test"})) == Credentials("<token>", identity_token=SECRET)

@@ -13,6 +13,7 @@ import pytest
 
 from pullpipe.errors import BadConfiguration, Blocked
 from pullpipe.reference import Reference
+from pullpipe.registry.helpers import Helper
 from pullpipe.registry.hosts import Endpoint, Hosts, Paths, Tls, is_loopback, origin
 
 LOOPBACK = ["localhost", "localhost:5000", "127.0.0.1", "127.0.0.1:5000", "127.5.6.7:1", "[::1]", "[::1]:5000"]
@@ -193,6 +194,19 @@ def test_podmans_file_of_the_environment(write: Write, tmp_path: Path) -> None:
     for drop_in in ("system", "user"):
         write(f"{drop_in}/registries.conf.d/1.conf", mirrored_by(f"{drop_in}-drop.example"))
         assert mirrors(paths) == [f"{drop_in}-drop.example"]
+
+
+def test_podmans_credential_helpers(write: Write, tmp_path: Path) -> None:
+    """The last file that names any decides, also one that says nothing of registries; auth files are no helper."""
+    hosts = Hosts(Paths(podman=(str(tmp_path),)))
+    main = write("registries.conf", 'credential-helpers = ["containers-auth.json", "one", "two"]\n')
+    assert hosts.credential_helpers == [Helper("one", main), Helper("two", main)]
+    drop_in = write("registries.conf.d/1.conf", 'credential-helpers = ["three"]\n')
+    write("registries.conf.d/2.conf", "# credential-helpers\n")
+    assert hosts.credential_helpers == [Helper("three", drop_in)]
+    write("registries.conf.d/2.conf", "credential-helpers = [[]]\n")
+    with pytest.raises(BadConfiguration, match=r"2\.conf: credential-helpers"):
+        print(hosts.credential_helpers)
 
 
 @pytest.mark.parametrize(
