@@ -82,6 +82,7 @@ class Paths(NamedTuple):
     podman: tuple[str, ...] = ()  # directories with registries.conf and registries.conf.d
     containerd: tuple[str, ...] = ()  # directories with HOST/hosts.toml
     certificates: tuple[str, ...] = ()  # directories with HOST/*.crt, *.cert and *.key
+    docker: tuple[str, ...] = ()  # files of settings of its daemon
     podmans_file: str = ""  # in place of every registries.conf of Podman's; it has to be there
 
     @classmethod
@@ -94,6 +95,7 @@ class Paths(NamedTuple):
             podman=podman,
             containerd=("/etc/containerd/certs.d",),
             certificates=(*(f"{directory}/certs.d" for directory in podman), "/etc/docker/certs.d"),
+            docker=(f"{config}/docker/daemon.json", "/etc/docker/daemon.json"),
             podmans_file=environment.get("CONTAINERS_REGISTRIES_CONF", ""),
         )
 
@@ -101,8 +103,8 @@ class Paths(NamedTuple):
 class Hosts:
     """The places that answer for an image, by the settings. Of these, the first source that says anything decides:
 
-    pullpipe's own files, Podman's, containerd's. A place for which none of them names certificates takes those that
-    Podman or Docker have for its host. docs/registries.md describes them.
+    pullpipe's own files, Podman's, containerd's, Docker's. A place for which none of them names certificates takes
+    those that Podman or Docker have for its host. docs/registries.md describes them.
     """
 
     def __init__(self, paths: Paths) -> None:
@@ -150,6 +152,11 @@ class Hosts:
                     if (certificates := _certificates(there)) != Tls():
                         return [origin(reference)._replace(tls=certificates)]
                     break
+        for file in self._paths.docker if origin(reference).registry == DEFAULT_REGISTRY else ():
+            if b"registry-mirrors" in (content := _read(file)):
+                from pullpipe.registry import hostsfiles
+
+                return hostsfiles.daemon_json(file, content, reference)
         return []
 
     @cached_property

@@ -1,10 +1,11 @@
-"""What registries.conf (Podman's and ours) and containerd's hosts.toml say of an image.
+"""What registries.conf (Podman's and ours), containerd's hosts.toml and Docker's daemon.json say of an image.
 
 Imported only where there is such a file, since the TOML parser takes its time.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
@@ -141,6 +142,17 @@ def hosts_toml(file: str, content: bytes, reference: Reference) -> list[Endpoint
         needed = "pull" if reference.digest else "pull and resolve"
         raise Blocked(f"{reference} is blocked: {file} names no host for it; give one the capability to {needed}")
     return places
+
+
+def daemon_json(file: str, content: bytes, reference: Reference) -> list[Endpoint]:
+    """The mirrors of Docker Hub in their order, which Docker believes in tags; it last. Raises `BadConfiguration`."""
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        raise BadConfiguration(f"{file} is not JSON; correct it, or move it away") from None
+    urls = _checked(file, document, {"registry-mirrors": list}).get("registry-mirrors", [])
+    mirrors = [_host(file, str(url), {}, reference)._replace(mirror=True) for url in urls]
+    return [*mirrors, origin(reference)]
 
 
 def _host(file: str, url: str, table: Mapping[str, Any], reference: Reference) -> Endpoint:

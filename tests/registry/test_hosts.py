@@ -100,14 +100,16 @@ def test_the_usual_paths() -> None:
     assert usual.own == ("/home/me/.config/pullpipe/registries.conf", "/etc/pullpipe/registries.conf")
     assert usual.podman == ("/home/me/.config/containers", "/etc/containers")
     assert usual.containerd == ("/etc/containerd/certs.d",)
+    assert usual.docker == ("/home/me/.config/docker/daemon.json", "/etc/docker/daemon.json")
     assert usual.certificates == (
         "/home/me/.config/containers/certs.d",
         "/etc/containers/certs.d",
         "/etc/docker/certs.d",
     )
     elsewhere = Paths.usual({"XDG_CONFIG_HOME": "/settings"}, "/home/me")
-    assert elsewhere._replace(own=()) == usual._replace(own=())
+    assert elsewhere._replace(own=(), docker=()) == usual._replace(own=(), docker=())
     assert elsewhere.own[0] == "/settings/pullpipe/registries.conf"
+    assert elsewhere.docker[0] == "/settings/docker/daemon.json"
 
 
 def mirrored_by(host: str) -> str:
@@ -250,6 +252,37 @@ def test_a_directory_of_containerds_with_certificates_alone(write: Write, tmp_pa
     assert Hosts(paths).endpoints(IMAGE) == [origin(IMAGE)._replace(tls=tls)]
     write("a.example/hosts.toml", '[host."https://m.example"]')
     assert {place.tls for place in Hosts(paths).endpoints(IMAGE)} == {Tls()}
+
+
+def test_dockers_mirrors(write: Write, tmp_path: Path) -> None:
+    """Of the first file that names any, for Docker Hub alone; what the others say goes before."""
+    write("1.json", '{"debug": true}')
+    write("2.json", '{"registry-mirrors": ["https://m.example/hub/", "http://n.example:5000"], "debug": true}')
+    write("3.json", mirrored_by("never.example"))
+    paths = Paths(docker=tuple(f"{tmp_path}/{number}.json" for number in (1, 2, 3)))
+    hub = Reference.parse("alpine")
+    first, second, last = Hosts(paths).endpoints(hub)
+    assert (first.host, first.path, first.schemes, first.repository) == (
+        "m.example",
+        "/hub/v2",
+        ("https",),
+        "library/alpine",
+    )
+    assert (second.host, second.schemes, second.path) == ("n.example:5000", ("http",), "/v2")
+    assert {(place.mirror, place.tags, place.namespace) for place in (first, second)} == {(True, True, "")}
+    assert last == origin(hub)
+    assert Hosts(paths).endpoints(IMAGE) == [origin(IMAGE)]
+    own = write("own.conf", '[[registry]]\nlocation = "docker.io"\n')
+    assert mirrors(paths._replace(own=(own,)), hub) == []
+
+
+@pytest.mark.parametrize(
+    "text", ['{"registry-mirrors": ', '["registry-mirrors"]', '{"registry-mirrors": ["u:secret@h"]}']
+)
+def test_broken_file_of_dockers(write: Write, tmp_path: Path, text: str) -> None:
+    with pytest.raises(BadConfiguration, match=r"daemon\.json") as caught:
+        mirrors(Paths(docker=(write("daemon.json", text),)), Reference.parse("alpine"))
+    assert "secret" not in str(caught.value)
 
 
 def test_the_users_options_are_for_the_registry_itself(write: Write) -> None:
