@@ -42,9 +42,7 @@ _WINDOW = 4 << 20  # bytes of the first one; of the others at most, and a quarte
 _AHEAD = 0.5  # seconds that one of them takes at the first one's rate: long beside a round trip
 _CONNECTIONS = 4  # for one blob; what waits for its turn, and is lost with the process, is less than so many windows
 _FAST = 80e6  # bytes a second from which on more connections would not help
-_STEP = (
-    64 << 10
-)  # bytes that an attempt has to bring to count as progress, and in each timeout where others can be asked
+_STEP = 64 << 10  # bytes that an attempt has to bring to count as progress; and each timeout, where others can be asked
 
 
 class Network(NamedTuple):

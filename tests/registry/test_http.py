@@ -302,7 +302,11 @@ class TestProxy:
 
     def test_a_proxy_that_there_cannot_be(self) -> None:
         with pytest.raises(Unreachable, match=r"proxy on the way to registry\.test: no such host"):
-            asyncio.run(get("https://registry.test/v2/", endpoint("registry.test"), Proxies(https="http://a..b:1")))
+            asyncio.run(
+                get(
+                    "https://registry.test/v2/", endpoint("registry.test"), Proxies.of({"HTTPS_PROXY": "http://a..b:1"})
+                )
+            )
 
     def test_plain(self) -> None:
         heard = Heard()
