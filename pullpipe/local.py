@@ -106,22 +106,22 @@ def kept(store: Store, image: LocalImage, layer: Descriptor, diff_id: Digest) ->
 def not_kept(store: Store, blob: Digest, reference: str) -> str:
     """The message for a blob of the image `reference` that is needed and not in the store."""
     return (
-        f"the store has not kept blob {blob} of {reference}; to have it, {_anew(store, blob, reference)} "
-        "without --discard-blobs"
+        f"the store has not kept blob {blob} of {reference}; {fetched_again(store, blob, reference)}, "
+        f"or make an image that does without it by `pullpipe squash -t NEW {reference}`"
     )
+
+
+def fetched_again(store: Store, blob: Digest, reference: str) -> str:
+    """What to do to have a blob that was not kept, of the image `reference` or one that it was made of."""
+    users = (image for image in readable(store) if any(layer.digest == blob for layer in image.manifest.layers))
+    # The one of the fewest layers is what the others were made of, so it came from somewhere.
+    _, origin = min(((len(image.manifest.layers), image.record.reference) for image in users), default=(0, reference))
+    return f"have it fetched by `pullpipe pull --all-platforms {origin}`, load that image again"
 
 
 def damaged(blob: Digest, reference: str) -> str:
     """The message for a blob of the image `reference` that does not have its digest."""
     return f"blob {blob} of {reference} is damaged in the store; `pullpipe repair {reference}` fetches it again"
-
-
-def _anew(store: Store, blob: Digest, reference: str) -> str:
-    """How to get the blob from the registry: a pull fetches no layer that is unpacked, and any image may need that."""
-    images = list(readable(store))
-    diff_ids = {diff_id for image in images for layer, diff_id in image.layers if layer.digest == blob}
-    users = {image.record.reference for image in images if diff_ids.intersection(image.config.diff_ids)}
-    return f"`pullpipe rmi {' '.join(sorted(users | {reference}))}` and pull {reference} again"
 
 
 def readable(store: Store) -> Iterator[LocalImage]:

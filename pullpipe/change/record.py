@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
+from pullpipe import local
 from pullpipe.change.draft import Draft
 from pullpipe.errors import InvalidDocument, NotFound
 from pullpipe.local import LocalImage, platform_of
@@ -38,7 +39,7 @@ async def record(store: Store, draft: Draft, reference: Reference, options: Opti
 
     Raises what a pull does; the store is then as before.
     """
-    source = _DraftSource(draft)
+    source = _DraftSource(draft, store, reference)
     options = options._replace(platform=draft.platform)
     return (await pull(source, str(source.manifest.digest), str(reference), store, options, progress)).record
 
@@ -46,7 +47,9 @@ async def record(store: Store, draft: Draft, reference: Reference, options: Opti
 class _DraftSource:
     """The draft's documents, and its new layer."""
 
-    def __init__(self, draft: Draft) -> None:
+    def __init__(self, draft: Draft, store: Store, reference: Reference) -> None:
+        self._store = store
+        self._reference = str(reference)
         manifest, self._config = draft.documents()
         self.manifest = Document(manifest, str(draft.manifest.get("mediaType", "")), Digest.of(manifest))
         self._top = draft.top
@@ -65,7 +68,14 @@ class _DraftSource:
         elif descriptor.digest == Digest.of(self._config):
             yield _once(self._config[offset:])
         else:
-            raise NotFound(f"the store has not kept blob {descriptor.digest}; pull the image again, and then change it")
+            blob = descriptor.digest
+            raise NotFound(
+                f"a layer would have to be unpacked anew, and the store has not kept its blob {blob}; "
+                f"{local.fetched_again(self._store, blob, self._reference)}, and then change it"
+            )
+
+    def has_here(self, blob: Digest) -> bool:
+        return self._top is not None and blob == self._top.digest
 
     def doubt(self, _blob: Digest) -> list[str]:
         return []

@@ -55,6 +55,7 @@ def add_pull_options(parser: argparse.ArgumentParser, *, policy: str) -> None:
         help="write when which stage of which layer worked, for https://ui.perfetto.dev or chrome://tracing",
     )
     add_unpack_options(parser)
+    add_blobs_option(parser)
     name = "--policy" if policy == "always" else "--pull"
     parser.add_argument(
         name,
@@ -98,9 +99,13 @@ def add_unpack_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-entries", metavar="N", type=_count, default=5_000_000, help=f"files {limits}")
     parser.add_argument("--max-ratio", metavar="N", type=_count, default=2_000, help=f"compression {limits}")
     add_owners_option(parser)
-    parser.add_argument("--discard-blobs", action="store_true", help="keep the unpacked layers only")
     parser.add_argument("--durability", choices=("full", "none"), default="full", help="none leaves out the flushes")
     add_progress_options(parser)
+
+
+def add_blobs_option(parser: argparse.ArgumentParser) -> None:
+    """For what comes from somewhere, and can be had from there again."""
+    parser.add_argument("--discard-blobs", action="store_true", help="keep the unpacked layers only")
 
 
 def add_owners_option(parser: argparse.ArgumentParser) -> None:
@@ -156,7 +161,7 @@ def pull_options(arguments: argparse.Namespace, platform: Platform) -> Options:
     return Options(
         platform,
         jobs=arguments.jobs,
-        keep_blobs=not arguments.discard_blobs,
+        keep_blobs=not getattr(arguments, "discard_blobs", False),
         ignore_owners=arguments.ignore_owners,
         limits=Limits(arguments.max_size << 30, arguments.max_entries, arguments.max_ratio),
         all_platforms=getattr(arguments, "all_platforms", False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pullpipe.cli.common import (
+    add_blobs_option,
     add_unpack_options,
     open_store,
     platform_of,
@@ -21,6 +22,7 @@ HELP = "take images from an OCI layout or a Docker archive; prints their names"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_unpack_options(parser)
+    add_blobs_option(parser)
     parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="instead of this machine's")
     parser.add_argument("-t", "--tag", metavar="NAME", help="what to call the image, when there is one")
     parser.add_argument(

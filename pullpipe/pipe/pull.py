@@ -1,7 +1,8 @@
 """One pull: resolve, plan, fetch and unpack all layers at once, publish, record.
 
 Every layer flows once, network → blob file → inflate → tar → files, and nothing is visible until both its digests are
-proven. Layers are shared by diffID, so what the store has under any compression is not fetched again.
+proven. Layers are shared by diffID, so what the store has under any compression is not fetched again; but a blob that
+is at hand on this machine is copied all the same, since nobody else may have it.
 
 Several pulls may want one layer. Each layer has a lock; a pull takes those it can get at once, publishes what it made
 under them, and only then waits for the others, holding nothing. So every layer is made once, and no two pulls wait for
@@ -32,7 +33,7 @@ from pullpipe.pipe.complete import Rest, free_ingest
 from pullpipe.pipe.documents import Documents
 from pullpipe.pipe.fetch import fetch, is_wasted
 from pullpipe.pipe.layer import Unpacker, info_of
-from pullpipe.pipe.proof import check_sizes, proven, with_second_try
+from pullpipe.pipe.proof import check_sizes, prove_blob, proven, with_second_try
 from pullpipe.pipe.resolve import resolve
 from pullpipe.pipe.unpack import Worker, channel
 from pullpipe.pipe.worker import Limits, Result
@@ -81,6 +82,7 @@ async def pull(
         and record.resolved == resolved
         and options.platform.distance(local.platform_of(record)) == 0
         and local.is_complete(store, record, all_platforms=options.all_platforms)
+        and not _lacking(source, store, local.manifest_of(store, record).layers, options)
     ):
         return Pulled(record, fetched=False)
     with Worker() as worker:  # starts while the manifest travels
@@ -92,15 +94,28 @@ async def pull(
                 below = await documents.blobs_below(top) if options.all_platforms else {}
         except InvalidDocument as error:
             raise InvalidDocument(f"{reference}: {error}") from error
-        if image.record == record and local.is_complete(store, record, all_platforms=options.all_platforms):
+        lacking = _lacking(source, store, image.manifest.layers, options)
+        if (
+            image.record == record
+            and local.is_complete(store, record, all_platforms=options.all_platforms)
+            and not lacking
+        ):
             return Pulled(record, fetched=False)
         rest = Rest(source, store, options.jobs, progress, below)
         rest.plan(image, documents.found)
         await asyncio.to_thread(check_sizes, store, [*image.manifest.layers, *below.values()])
-        _check_room(store, image, below)
+        _check_room(store, image, {**below, **lacking})
         await _Layers(source, store, worker, options, progress).provide(image, documents.found)
     await rest.provide()
     return Pulled(image.record, fetched=True)
+
+
+def _lacking(source: Source, store: Store, layers: Sequence[Descriptor], options: Options) -> dict[Digest, Descriptor]:
+    """Blobs that are to be in the store even where their layers are, by other blobs: nobody else may have them."""
+    if not options.keep_blobs:
+        return {}
+    found = {layer.digest: layer for layer in layers if layer.digest not in store.blobs}
+    return {digest: layer for digest, layer in found.items() if source.has_here(digest)}
 
 
 def _check_room(store: Store, image: local.LocalImage, others: Mapping[Digest, Descriptor]) -> None:
@@ -152,6 +167,7 @@ class _Layers:
                 try:
                     await self._make(self._missing(mine), owned)
                     if self._staged.keys() >= self._missing(wanted).keys():
+                        await self._copy(image.manifest.layers, owned)
                         with self._progress.stage("settle"):
                             settled = await self._settle(image, wanted, owned)
                 finally:
@@ -184,7 +200,8 @@ class _Layers:
         """
         with self._store.shared(), ExitStack() as owned:
             layers = [staging for staging, _ in self._staged.values()]
-            complete = settled is not None and settled.in_place()
+            lacking = _lacking(self._source, self._store, image.manifest.layers, self._options)
+            complete = settled is not None and settled.in_place() and lacking.keys() <= self._blobs.keys()
             blobs = list(self._blobs.values()) if self._options.keep_blobs else []
             if complete:
                 blobs += [owned.enter_context(self._store.blobs.document(*item)) for item in documents.items()]
@@ -304,6 +321,16 @@ class _Layers:
                 f"blob {layer.digest} was damaged in the store and has been removed; pull again to fetch it"
             ) from error
 
+    async def _copy(self, layers: Sequence[Descriptor], owned: ExitStack) -> None:
+        """Has the blobs that are lacking though their layers are there. Each process makes its own: none waits."""
+        for digest, layer in _lacking(self._source, self._store, layers, self._options).items():
+            if digest not in self._blobs:
+                ingest = owned.enter_context(self._store.blobs.incoming())
+                await fetch(self._source, layer, ingest, _unheard, self._times())
+                await prove_blob(ingest.fileno(), layer)
+                self._store.blobs.name(ingest, digest)
+                self._blobs[digest] = ingest
+
     async def _fetch_and_unpack(
         self, diff_id: Digest, layer: Descriptor, staging: Staging[LayerInfo], ingest: Ingest
     ) -> Result:
@@ -330,6 +357,10 @@ class _Layers:
             raise
         self._blobs[layer.digest] = ingest
         return result
+
+
+async def _unheard(_count: int) -> None:
+    """A copy on one machine is nothing to report."""
 
 
 async def _wait_for(lock: Lock) -> None:

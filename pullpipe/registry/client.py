@@ -129,6 +129,10 @@ class RegistryClient:
         async with aclosing(self._blob(descriptor, offset)) as pieces:
             yield pieces
 
+    def has_here(self, _blob: Digest) -> bool:
+        """It is for the registry to keep."""
+        return False
+
     def doubt(self, blob: Digest) -> list[str]:
         """The blob that came was wrong: other places come first when it is asked for again. Returns who gave it."""
         self._doubted[blob] = self._givers.pop(blob, {})

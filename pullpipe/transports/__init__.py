@@ -34,6 +34,9 @@ class Source(Protocol):
     def blob(self, descriptor: Descriptor, offset: int) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """The blob's bytes from `offset` on. They are not verified."""
 
+    def has_here(self, blob: Digest) -> bool:
+        """Whether the blob is on this machine: then the store keeps it, though it may have the layer by another."""
+
     def doubt(self, blob: Digest) -> list[str]:
         """The blob that came was wrong. Whoever gave it, in messages, where there are several who might."""
 

@@ -72,6 +72,10 @@ class DockerArchiveSource:
         async with aclosing(self._blobs[descriptor.digest].pieces(offset)) as pieces:
             yield pieces
 
+    def has_here(self, blob: Digest) -> bool:
+        """Whether the archive has it."""
+        return blob in self._blobs
+
     def doubt(self, blob: Digest) -> list[str]:
         """There is no other place to have it from."""
         return []

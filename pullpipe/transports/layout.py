@@ -56,6 +56,10 @@ class LayoutSource:
         async with aclosing(extent.pieces(offset)) as pieces:
             yield pieces
 
+    def has_here(self, blob: Digest) -> bool:
+        """Whether the layout has it."""
+        return self._files.find(_blob(blob)) is not None
+
     def doubt(self, blob: Digest) -> list[str]:
         """There is no other place to have it from."""
         return []

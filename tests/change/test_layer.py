@@ -136,6 +136,19 @@ def test_a_plain_archive_and_standard_input(cli: Cli, base: str, tmp_path: Path)
     assert mounted_tree(cli, "c:1", tmp_path / "mnt") == tree
 
 
+def test_a_layer_that_is_here_by_another_blob(cli: Cli, base: str, files: Path, tmp_path: Path) -> None:
+    """Each image keeps the blob that it names, and can be saved as it is whatever becomes of the others."""
+    names = {"gzip": "a:1", "zstd": "b:1", "none": "c:1"}
+    for compression, name in names.items():
+        ok(cli, "layer", "add", "--quiet", "--compression", compression, "-t", name, base, files)
+    ok(cli, "squash", "--quiet", "-t", "d:1", base)
+    ok(cli, "squash", "--quiet", "--compression=zstd", "-t", "e:1", base)
+    ok(cli, "rmi", "a:1")
+    for name in ("b:1", "c:1", "e:1"):
+        ok(cli, "save", "--quiet", "--format=oci-dir", "--output", tmp_path / "saved", name)
+        ok(cli, "save", "--quiet", "--output", tmp_path / "saved.tar", name)
+
+
 def test_history(cli: Cli, base: str, files: Path) -> None:
     ok(cli, "layer", "add", "--quiet", "-m", "some tools", "--author", "me", base, files)
     config = answer(cli, "inspect", base)["config"]
@@ -244,6 +257,18 @@ def test_refused(cli: Cli, unchanged: Path, words: list[str], why: str) -> None:
     before = unchanged.read_bytes()
     assert why in fails(cli, *words)
     assert unchanged.read_bytes() == before
+
+
+def test_a_blob_that_was_not_kept(cli: Cli, tmp_path: Path) -> None:
+    """A layer that stands on others is unpacked anew when they change; how to have its blob is said, and helps."""
+    layers = [Layer([File("a", b"a")]), Layer([File("b", b"b")]), Layer([Hardlink("c", "a")])]
+    layout = layout_of(tmp_path / "linked", linked=Image(layers))
+    ok(cli, "load", "--quiet", "--discard-blobs", "-t", "linked:1", layout)
+    line = fails(cli, "layer", "drop", "--quiet", "-t", "new:1", "linked:1", "2")
+    assert "`pullpipe pull --all-platforms docker.io/library/linked:1`, load that image again, and then" in line
+    ok(cli, "load", "--quiet", "-t", "linked:1", layout)
+    ok(cli, "layer", "drop", "--quiet", "-t", "new:1", "linked:1", "2")
+    assert mounted_tree(cli, "new:1", tmp_path / "mnt").keys() == {b".", b"a", b"c"}
 
 
 def test_the_only_layer(cli: Cli, base: str) -> None:

@@ -146,6 +146,21 @@ class TestDockerArchive:
         ok(cli, "load", tmp_path / "twice.tar")
         assert mounted_tree(cli, "twice:1", tmp_path / "m").keys() == {b".", b"a", b"b"}
 
+    @pytest.mark.parametrize("options", [[], ["--discard-blobs"]])
+    def test_of_layers_that_are_here(self, cli: Cli, image: str, tmp_path: Path, options: list[str]) -> None:
+        """Its blobs are others, and kept, unless that is not wanted: so what is loaded can be handed on as it is."""
+        ok(cli, "save", "-q", "-o", tmp_path / "saved.tar", image)
+        for _ in range(2):
+            ok(cli, "load", "-q", *options, "-t", "again:1", tmp_path / "saved.tar")
+        blobs = [layer["digest"] for layer in answer(cli, "inspect", "again:1")["manifest"]["layers"]]
+        assert blobs == answer(cli, "inspect", "again:1")["config"]["rootfs"]["diff_ids"]
+        save = ["save", "-q", "--format", "oci-dir", "-o", str(tmp_path / "out"), "again:1"]
+        if options:
+            assert f"has not kept blob {min(blobs)}" in fails(cli, *save)
+            ok(cli, "load", "-q", "-t", "again:1", tmp_path / "saved.tar")
+        ok(cli, *save)
+        assert mounted_tree(cli, "again:1", tmp_path / "m").keys() == TREE
+
     def test_that_skopeo_wrote(self, cli: Cli, layout: Path, tmp_path: Path) -> None:
         path = tmp_path / "skopeo.tar"
         copy = [require("skopeo"), "copy", "-q", "--insecure-policy", f"oci:{layout}:image"]
