@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -73,6 +74,7 @@ COMMANDS = (
 )
 DESCRIPTION = "Pull container images while unpacking them, stack their layers, run a command in them."
 
+_STDOUT = "standard output"
 _REMEDIES = {
     errno.ENOSPC: "free some space, or name another place with --root",
     errno.EDQUOT: "free some of your quota, or name another place with --root",
@@ -81,6 +83,17 @@ _REMEDIES = {
     errno.EPERM: "use sudo, or name a place of your own with --root",
     errno.EIO: "check the disk",
 }
+
+
+class _Output(io.FileIO):
+    """Standard output. What it does not take is said of it, and not of the store."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = _STDOUT
+            raise
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -144,6 +157,9 @@ def _without_value(word: str) -> str:
 
 def program() -> NoReturn:
     """The command as a program. It ends at once: to take a Python apart costs 6 ms, and nothing is left to be done."""
+    by_line = bool(sys.stdout.line_buffering)
+    buffer = io.BufferedWriter(_Output(sys.stdout.fileno(), "wb", closefd=False))
+    sys.stdout = io.TextIOWrapper(buffer, sys.stdout.encoding, sys.stdout.errors, line_buffering=by_line)
     try:
         code = main()
     except SystemExit as end:  # argparse's, and a signal's
@@ -220,6 +236,9 @@ def _guarded(module: ModuleType, arguments: argparse.Namespace) -> int:
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, StoreError):
         reason = (error.strerror or str(error)).lower()
+        if error.filename == _STDOUT:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in its buffer
+            return f"cannot write to {_STDOUT}: {reason}; send it to another place"
         where = f" {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
         remedy = _REMEDIES.get(error.errno or 0, "check it, and try again")
         text = f"cannot use{where or ' the store'}: {reason}; {remedy}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.rig import answer, digest_of, file_layer, layers_of, layout_of, ok
-from tests.conftest import Cli, require
+from tests.conftest import PROJECT, Cli, require
 from tests.support.images import HOST_PLATFORM, Image
 
 
@@ -52,6 +54,17 @@ def test_none(cli: Cli) -> None:
     """Without root too: an empty store has an empty listing."""
     assert ok(cli, "images").split() == ["IMAGE", "DIGEST", "PLATFORM", "LAYERS", "SIZE", "CREATED"]
     assert answer(cli, "images", "--format", "json") == []
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_where_nothing_can_be_written(store_root: Path, unbuffered: str) -> None:
+    """Not the store is blamed for what the output does not take."""
+    command = [sys.executable, "-m", "pullpipe", "--root", str(store_root), "images"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, cwd=PROJECT, env=environment, stdout=full, stderr=-1, text=True)
+    said = "pullpipe: error: cannot write to standard output: no space left on device; send it to another place\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 @pytest.mark.needs_root
