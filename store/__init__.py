@@ -32,7 +32,7 @@ from store.blobs import Ingest
 from store.containers import Container
 from store.digest import Digest
 from store.errors import Corrupt, InUse, InvalidDigest, NotInStore, StoreError, UnusableRoot
-from store.images import Entry, ImageRecord
+from store.images import Entry, ImageRecord, Over
 from store.layers import LayerInfo, StackInfo
 from store.root import Store
 from store.trees import Staging, Trees
@@ -48,6 +48,7 @@ __all__ = [
     "InvalidDigest",
     "LayerInfo",
     "NotInStore",
+    "Over",
     "StackInfo",
     "Staging",
     "Store",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from store import durable, locks
 from store.digest import Digest
@@ -18,6 +18,9 @@ from store.errors import Corrupt, InUse, NotInStore
 _REF_NAME = "org.opencontainers.image.ref.name"
 _RESOLVED = "dev.pullpipe.resolved"  # what the registry gave for the reference: the index's digest, if it was one
 _REPOSITORY = "dev.pullpipe.repository"  # of what was pushed here: where it can be had by its digest
+
+
+Over: TypeAlias = Digest | Literal["nothing", "anything"]  # a manifest that a reference may name, if it names any
 
 
 class ImageRecord(NamedTuple):
@@ -115,9 +118,15 @@ class Images:
         """The record of this reference, written in full."""
         return next((record for record in self if record.reference == reference), None)
 
-    def put(self, record: ImageRecord) -> None:
-        """Adds the record, in place of one with the same reference."""
+    def put(self, record: ImageRecord, over: Over = "anything") -> None:
+        """Adds the record, in place of one with the same reference, which may be `over`.
+
+        Raises `InUse` when somebody else has given the reference to another image meanwhile.
+        """
         with locks.held(self._lock):
+            there = self.get(record.reference)
+            if over != "anything" and (there.manifest if there else "nothing") not in (over, record.manifest):
+                raise InUse(f"{record.reference} has become another image meanwhile, and is left as it is; do it again")
             index = self._read()
             entries = [entry for entry in index["manifests"] if _reference(entry) != record.reference]
             self._write(index, [*entries, record._descriptor()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 
 from pullpipe import local
 from pullpipe.change.draft import Draft
@@ -15,7 +15,7 @@ from pullpipe.progress import Progress
 from pullpipe.reference import Reference
 from pullpipe.transports import Document
 from pullpipe.transports.files import Extent
-from store import Digest, ImageRecord, Store
+from store import Digest, ImageRecord, Store, StoreError
 
 
 def draft_of(store: Store, image: LocalImage) -> Draft:
@@ -41,7 +41,12 @@ async def record(store: Store, draft: Draft, reference: Reference, options: Opti
     """
     source = _DraftSource(draft, store, reference)
     options = options._replace(platform=draft.platform)
-    return (await pull(source, str(source.manifest.digest), str(reference), store, options, progress)).record
+    try:
+        return (await pull(source, str(source.manifest.digest), str(reference), store, options, progress)).record
+    except BaseException:
+        with suppress(StoreError, OSError):
+            local.collect(store)  # a layer that is whole, and that nothing can go on with
+        raise
 
 
 class _DraftSource:

@@ -41,7 +41,7 @@ from pullpipe.platforms import Platform
 from pullpipe.progress import Progress, human_size
 from pullpipe.trace import Times
 from pullpipe.transports import Source
-from store import Digest, ImageRecord, Ingest, LayerInfo, Staging, Store, StoreError
+from store import Digest, ImageRecord, Ingest, LayerInfo, Over, Staging, Store, StoreError
 from store.locks import Lock
 
 _LARGE = 16 << 20  # bytes of a blob
@@ -56,6 +56,7 @@ class Options(NamedTuple):
     keep_blobs: bool = True  # False: keep the unpacked layers only
     limits: Limits = Limits()
     ignore_owners: bool = False  # files of owners that the user namespace does not have become root's
+    over: Over = "anything"  # what the reference may name until the image is there
     all_platforms: bool = False  # have the other platforms' blobs, too, and whatever else the index leads to
 
 
@@ -211,7 +212,7 @@ class _Layers:
             self._blobs.clear()
             self._staged.clear()
             if complete:
-                self._store.images.put(image.record)
+                self._store.images.put(image.record, self._options.over)
         return complete
 
     async def _settle(

@@ -53,6 +53,23 @@ def test_put_replaces_the_same_reference(store: Store) -> None:
     assert list(store.images) == [moved]
 
 
+def test_put_over_what_it_was(store: Store) -> None:
+    """Who has looked first does not take the name from who was faster; the same image is no other."""
+    moved = image_record(A.reference, Digest.of(b"new"))
+    with pytest.raises(InUse):
+        store.images.put(moved, A.manifest)
+    store.images.put(A, "nothing")
+    store.images.put(A, "nothing")
+    with pytest.raises(InUse):
+        store.images.put(moved, "nothing")
+    with pytest.raises(InUse):
+        store.images.put(moved, Digest.of(b"older"))
+    assert list(store.images) == [A]
+    store.images.put(moved, A.manifest)
+    store.images.put(A, "anything")
+    assert list(store.images) == [A]
+
+
 def test_the_text_does_not_depend_on_the_order(store: Store) -> None:
     """Two stores with the same images have the same index.json."""
     texts = []
