@@ -15,7 +15,8 @@
     │   └── WrongBlob          a blob's bytes do not have its digest
     ├── LayerError             a layer's archive is damaged, hostile or not understood
     │   ├── LayerTooLarge      it comes to more than the limits allow
-    │   └── UnmappableOwner    it has files of an owner that the user namespace does not have
+    │   ├── UnmappableOwner    it has files of an owner that the user namespace does not have
+    │   └── UnknownCompression     it is compressed in a way that no image specification has
     ├── WorkerDied             an unpack process ended without a result
     ├── NeedsRoot              what was asked for takes root's rights
     ├── NoRoom                 the file system has less room than is known to be needed
@@ -109,6 +110,14 @@ class UnmappableOwner(LayerError):
     """A layer has files of an owner that the user namespace does not have."""
 
     remedy = ""
+
+
+class UnknownCompression(LayerError):
+    """A layer is compressed by this program, as no image specification allows."""
+
+    def __init__(self, program: str) -> None:
+        super().__init__(f"the layer is compressed with {program}, which no image specification allows")
+        self.program = program
 
 
 class WorkerDied(PullpipeError):

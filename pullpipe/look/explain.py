@@ -19,6 +19,7 @@ from pullpipe.look.unpacking import SAME, Unpacking
 from pullpipe.look.view import View, open_file
 from pullpipe.oci import Descriptor
 from pullpipe.outline import Outline
+from pullpipe.pipe.inflate import HEAD, compression_of
 from pullpipe.progress import human_size
 from pullpipe.reference import Reference
 from pullpipe.registry.hosts import origin
@@ -26,8 +27,6 @@ from pullpipe.runner import capabilities, command
 from pullpipe.runner.command import ACCOUNTS_LIMIT, Command
 from pullpipe.runner.walls import Walls
 from store import Digest, Store
-
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 _FETCH = """\
 # A registry that wants a token says so with its answer, and where to ask for one; public images need no password.
@@ -174,8 +173,7 @@ def _compression(store: Store, blob: Descriptor) -> str:
     """By the blob's first bytes, as far as it is kept; else as its media type says."""
     if blob.digest in store.blobs:
         with open(store.blobs.path(blob.digest), "rb") as file:
-            start = file.read(4)
-        return "gzip" if start.startswith(_GZIP) else "zstd" if start == _ZSTD else ""
+            return compression_of(file.read(HEAD)).removeprefix("none")
     return next((name for name in ("gzip", "zstd") if blob.media_type.endswith(name)), "")
 
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, Protocol, cast
+from contextlib import contextmanager
+from typing import IO, Literal, Protocol, TypeAlias, cast
 
 import zstandard
 
-from pullpipe.errors import LayerError
+from pullpipe.errors import BadArgument, LayerError, UnknownCompression
 
 try:
     from isal import igzip_lib
 except ImportError:  # no wheel for this machine; zlib does the same at 40 % of the speed
     igzip_lib = None  # type: ignore[assignment]
 
+Compression: TypeAlias = Literal["gzip", "zstd", "none"]
+HEAD = 6  # bytes that tell it
 PIECE = 1 << 20  # bytes of output at a time: handing on costs threads more than what the caches lose by larger ones
 # RFC 8878 asks for 8 MiB windows at least; `zstd --long=27` is the most that decoders take without being told to.
 _ZSTD_WINDOW = 1 << 27
@@ -33,15 +36,32 @@ _UNSUPPORTED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x04\x22\x4d\x18": "lz4"}
 def inflate(read: Callable[[], bytes]) -> Iterator[bytes]:
     """Yields the decompressed stream. `read` returns the next bytes, and `b""` at the end; raises `LayerError`."""
     source = _Source(read)
-    head = source.peek(6)
+    compression = compression_of(source.peek(HEAD))
+    return _gzip(source) if compression == "gzip" else _zstd(source) if compression == "zstd" else source.pieces()
+
+
+@contextmanager
+def archive_called(name: str) -> Iterator[None]:
+    """For a block that inflates an archive of the user's, called so: what is wrong with it is a `BadArgument`."""
+    try:
+        yield
+    except UnknownCompression as error:
+        what = f"{name} is compressed with {error.program}"
+        raise BadArgument(f"{what}; decompress it on the way: `{error.program} -dc {name} | pullpipe … -`") from error
+    except LayerError as error:
+        raise BadArgument(f"{name}: {error}".replace("the layer", "the archive")) from error
+
+
+def compression_of(head: bytes) -> Compression:
+    """Of what begins so. Raises `UnknownCompression`."""
     if head.startswith(_GZIP):
-        return _gzip(source)
+        return "gzip"
     if head.startswith((_ZSTD, *_SKIPPABLE)):
-        return _zstd(source)
-    for magic, name in _UNSUPPORTED.items():
+        return "zstd"
+    for magic, program in _UNSUPPORTED.items():
         if head.startswith(magic):
-            raise LayerError(f"the layer is compressed with {name}, which no image specification allows")
-    return source.pieces()
+            raise UnknownCompression(program)
+    return "none"
 
 
 class _Source:

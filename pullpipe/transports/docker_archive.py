@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 
 from pullpipe.errors import InvalidDocument, NotFound
 from pullpipe.oci import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, ImageConfig
+from pullpipe.pipe.inflate import HEAD, Compression, compression_of
 from pullpipe.transports import Document
 from pullpipe.transports.files import Extent, Files
 from store import Digest
 from store.digest import new_hash
-
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class Member(NamedTuple):
@@ -49,10 +48,7 @@ class DockerArchiveSource:
             raise NotFound("there is no manifest.json: not a Docker archive")
         try:
             entries: list[dict[str, Any]] = json.loads(manifest.document())
-            return [
-                Member(tuple(entry.get("RepoTags") or ()), str(entry["Config"]), tuple(map(str, entry["Layers"] or ())))
-                for entry in entries
-            ]
+            return [_member(entry) for entry in entries]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidDocument("manifest.json is not a Docker archive's: the archive is damaged") from error
 
@@ -90,9 +86,9 @@ class DockerArchiveSource:
         for name, diff_id in zip(self._member.layers, parsed.diff_ids, strict=True):
             extent = self._find(name)
             compression = _compression(extent)
-            digest = _digest(extent) if compression else diff_id
+            digest = diff_id if compression == "none" else _digest(extent)
             self._blobs[digest] = extent
-            media_type = f"{OCI_LAYER}+{compression}" if compression else OCI_LAYER
+            media_type = OCI_LAYER if compression == "none" else f"{OCI_LAYER}+{compression}"
             layers.append({"mediaType": media_type, "digest": str(digest), "size": extent.size})
         manifest = {
             "schemaVersion": 2,
@@ -110,11 +106,18 @@ class DockerArchiveSource:
         return extent
 
 
-def _compression(extent: Extent) -> str | None:
+def _member(entry: dict[str, Any]) -> Member:
+    """Raises `TypeError` and its like for what is none."""
+    tags, config, layers = entry.get("RepoTags") or [], entry["Config"], entry["Layers"] or []
+    if not isinstance(tags, list) or not all(isinstance(name, str) for name in [config, *tags, *layers]):
+        raise TypeError("names are texts")
+    return Member(tuple(tags), config, tuple(layers))
+
+
+def _compression(extent: Extent) -> Compression:
     with open(extent.path, "rb") as file:
         file.seek(extent.offset)
-        head = file.read(4)
-    return next((name for magic, name in _COMPRESSIONS.items() if head.startswith(magic)), None)
+        return compression_of(file.read(min(HEAD, extent.size)))
 
 
 def _digest(extent: Extent) -> Digest:

@@ -10,15 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
-from pullpipe.errors import BadArgument, InvalidReference, LayerError
-from pullpipe.pipe.inflate import inflate
+from pullpipe.errors import BadArgument, InvalidReference
+from pullpipe.pipe.inflate import HEAD, archive_called, compression_of, inflate
 from pullpipe.reference import Reference
 from pullpipe.transports import Source
 from pullpipe.transports.docker_archive import DockerArchiveSource
 from pullpipe.transports.files import Archive, Directory, Files
 from pullpipe.transports.layout import LayoutSource
 
-_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 _PIECE = 1 << 20
 _SUFFIXES = re.compile(r"(\.(tar|tgz|gz|tzst|zst|oci))+$")
 
@@ -48,18 +47,17 @@ def opened(path: str, name: str | None, spool: str) -> Iterator[list[Loadable]]:
         else:
             stem = _SUFFIXES.sub("", os.path.basename(path))
             with open(path, "rb") as file:
-                compressed = file.read(4).startswith(_COMPRESSED)
+                with archive_called(path):
+                    compression = compression_of(file.read(HEAD))
                 file.seek(0)
-                plain_path = _spool(file, path, plain) if compressed else path
+                plain_path = path if compression == "none" else _spool(file, path, plain)
         yield _find(Archive(plain_path, path), path, stem, name)
 
 
 def _spool(file: BinaryIO, path: str, plain: BinaryIO) -> str:
-    try:
+    with archive_called(path):
         for piece in inflate(lambda: file.read(_PIECE)):
             plain.write(piece)
-    except LayerError as error:
-        raise BadArgument(f"{path}: {error}".replace("the layer", "the archive")) from error
     plain.flush()
     return f"/proc/self/fd/{plain.fileno()}"
 
@@ -77,7 +75,10 @@ def _find(files: Files, path: str, stem: str, name: str | None) -> list[Loadable
             for member in DockerArchiveSource.images(files)
         ]
     else:
-        raise BadArgument(f"{path} is no OCI image layout and no Docker archive: no index.json, no manifest.json")
+        raise BadArgument(
+            f"{path} is no OCI image layout and no Docker archive: no index.json, no manifest.json; "
+            f"`pullpipe import {path} NEW` takes the archive of a root file system"
+        )
     if name is not None and len(found) != 1:
         raise BadArgument(f"{len(found)} images are there, and one name cannot serve them all; leave --tag away")
     for image in found:

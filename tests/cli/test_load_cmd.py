@@ -265,6 +265,12 @@ class TestBad:
         path.write_bytes(Layer([File("manifest.json", manifest.encode())], None).tar)
         refused(path)
 
+    @pytest.mark.parametrize("tags", [[5], "ab", {"a": 1}])
+    def test_names_that_are_none(self, cli: Cli, tmp_path: Path, tags: object) -> None:
+        manifest = json.dumps([{"Config": "c.json", "RepoTags": tags, "Layers": []}])
+        (tmp_path / "bad.tar").write_bytes(Layer([File("manifest.json", manifest.encode())], None).tar)
+        assert "manifest.json is not a Docker archive's" in fails(cli, "load", "-q", tmp_path / "bad.tar")
+
     def test_another_number_of_layers_than_the_config_has(self, refused: Refused, tmp_path: Path) -> None:
         image = Image([file_layer("a"), file_layer("b")])
         manifest = json.dumps([{"Config": "c.json", "RepoTags": ["a:1"], "Layers": ["l"]}])
