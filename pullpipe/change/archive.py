@@ -33,6 +33,7 @@ class Rules(NamedTuple):
     latest: int | None = None  # seconds since 1970; what is younger has this time instead
     root: bool = False  # with an entry for the tree's root
     upper: bool = False  # the tree is an upper directory of overlayfs
+    marks: bool = False  # the tree has whiteouts of image-spec's form, which are empty files; an upper one has its own
     left_out: frozenset[str] = frozenset()  # paths in the tree
 
 
@@ -73,6 +74,7 @@ class _Archive:
                     if path + name in self._rules.left_out:
                         continue
                     status = os.lstat(name, dir_fd=directory)
+                    self._check(path + name, status)
                     if stat.S_ISDIR(status.st_mode):
                         below.append(f"{path}{name}/")
                     else:
@@ -81,14 +83,20 @@ class _Archive:
             finally:
                 os.close(directory)
 
+    def _check(self, path: str, status: os.stat_result) -> None:
+        """Raises `BadArgument` for what has a whiteout's name and is none."""
+        if not os.path.basename(path).startswith(_WHITEOUT):
+            return
+        is_mark = stat.S_ISREG(status.st_mode) and status.st_size == 0
+        if self._rules.upper or (self._rules.marks and not is_mark):
+            raise BadArgument(
+                f"/{path} cannot be in a layer, where such a name means that another file is removed; rename it"
+            )
+
     def _file(self, directory: int, path: str, name: str, status: os.stat_result) -> Iterator[bytes]:
         if self._rules.upper and is_whiteout(status):
             yield tarheader.empty(self._at + path + _WHITEOUT + name)
             return
-        if self._rules.upper and name.startswith(_WHITEOUT):
-            raise BadArgument(
-                f"/{path}{name} cannot be in a layer, where such a name means that another file is removed; rename it"
-            )
         if stat.S_ISSOCK(status.st_mode):
             return
         entry = self._at + path + name

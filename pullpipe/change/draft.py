@@ -142,7 +142,7 @@ class Draft(NamedTuple):
                 settings.pop(name, None)
         _set_variables(settings, changes.env)
         _set_labels(settings, changes.labels)
-        if draft.config != self.config and note is not None:
+        if note is not None and (draft.config != self.config or note.comment or note.author):
             draft._note(note, empty=True)
         return draft
 
@@ -161,6 +161,8 @@ class Draft(NamedTuple):
     def _entries(self) -> list[int] | None:
         """The place of each layer's entry in the history; None where that says nothing of the layers, or is wrong."""
         history = self.config.get("history") or []
+        if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
+            return None
         filled = [place for place, entry in enumerate(history) if not entry.get("empty_layer")]
         return filled if len(filled) == self.height else None
 
@@ -200,5 +202,6 @@ def _set_variables(settings: dict[str, Any], changes: Mapping[str, str | None]) 
 def _set_labels(settings: dict[str, Any], changes: Mapping[str, str | None]) -> None:
     if not changes:
         return
-    labels = {**(settings.get("Labels") or {}), **changes}
+    there = settings.get("Labels")
+    labels = {**(there if isinstance(there, dict) else {}), **changes}
     settings["Labels"] = {name: value for name, value in labels.items() if value is not None}

@@ -7,18 +7,14 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import IO, Literal, NamedTuple, Protocol, TypeAlias, get_args
+from typing import IO, NamedTuple, Protocol
 
-from pullpipe.errors import BadArgument, LayerError
-from pullpipe.pipe.inflate import inflate
+from pullpipe.errors import BadArgument
+from pullpipe.pipe.inflate import HEAD, Compression, archive_called, compression_of, inflate
 from store import Digest
 from store.digest import new_hash
 
-Compression: TypeAlias = Literal["gzip", "zstd", "none"]
-COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
 _PIECE = 1 << 20  # bytes
-_GZIP = b"\x1f\x8b"
-_ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 class NewLayer(NamedTuple):
@@ -62,14 +58,18 @@ def packed(tar: Iterable[bytes], compression: Compression, spool: str) -> Iterat
 
 
 @contextmanager
-def adopted(read: Callable[[int], bytes], name: str, compression: Compression | None, spool: str) -> Iterator[NewLayer]:
+def adopted(
+    read: Callable[[int], bytes], name: str, compression: Compression | None, spool: str, limit: int
+) -> Iterator[NewLayer]:
     """The layer of a tar archive, which keeps its bytes if it is compressed; else it is compressed by gzip.
 
-    With a `compression` it gets that. `name` is what to call it in messages. Raises `BadArgument` for what cannot be
-    decompressed; whether it is a tar archive shows when it is unpacked.
+    With a `compression` it gets that. `name` is what to call it in messages; `limit` is the most bytes that it may
+    unpack to, 0 for any number: it may be a stream that has no end. Raises `BadArgument` for that, for what cannot be
+    decompressed, and for nothing at all; whether it is a tar archive shows when it is unpacked.
     """
     head = read(_PIECE)
-    found: Compression = "gzip" if head.startswith(_GZIP) else "zstd" if head.startswith(_ZSTD) else "none"
+    with archive_called(name):
+        found = compression_of(head[:HEAD])
     ahead = [head]
 
     def plain(heard: Callable[[bytes], object]) -> Iterator[bytes]:
@@ -78,10 +78,15 @@ def adopted(read: Callable[[int], bytes], name: str, compression: Compression | 
             heard(piece)
             return piece
 
-        try:
-            yield from inflate(next_piece)
-        except LayerError as error:
-            raise BadArgument(f"{name}: {error}".replace("the layer", "the archive")) from error
+        size = 0
+        with archive_called(name):
+            for piece in inflate(next_piece):
+                size += len(piece)
+                if limit and size > limit:
+                    raise BadArgument(f"{name} unpacks to more than {limit} bytes; --max-size allows more")
+                yield piece
+        if not size:
+            raise BadArgument(f"{name} is empty, and no tar archive; see what should have written it")
 
     if found == "none" or (compression is not None and compression != found):
         with packed(plain(len), compression or "gzip", spool) as layer:

@@ -8,6 +8,7 @@ from pullpipe import local
 from pullpipe.cli.common import add_progress_options, add_registry_options, open_store, reporting, run_until_signal
 from pullpipe.cli.registries import access_to
 from pullpipe.errors import BadArgument
+from pullpipe.look.chosen import Chosen
 from pullpipe.progress import PUSH
 from pullpipe.reference import Reference
 from pullpipe.transports.exports import export
@@ -24,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    reference = Reference.parse(arguments.reference)
+    reference = Chosen.image(arguments.reference)
     destination = Reference.parse(arguments.destination) if arguments.destination else reference
     store = open_store(arguments)
     image = local.find(store, reference)

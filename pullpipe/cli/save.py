@@ -12,8 +12,8 @@ from pullpipe import local
 from pullpipe.cli.common import open_store
 from pullpipe.errors import BadArgument
 from pullpipe.local import LocalImage
+from pullpipe.look.chosen import Chosen
 from pullpipe.progress import counted, human_size
-from pullpipe.reference import Reference
 from pullpipe.transports import docker_archive_writer, layout_writer
 from pullpipe.transports.outputs import tar_archive
 from store import Store
@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    references = sorted({Reference.parse(text) for text in arguments.references}, key=str)
+    references = sorted({Chosen.image(text) for text in arguments.references}, key=str)
     if arguments.output is None and arguments.format == "oci-dir":
         raise BadArgument("an oci-dir is a directory; name it with --output DIR")
     if arguments.output is None and sys.stdout.isatty():

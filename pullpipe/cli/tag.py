@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from pullpipe import local
-from pullpipe.cli.changing import add_replace_option, check_free, new_name
+from pullpipe.cli.changing import add_replace_option, may_be, new_name
 from pullpipe.cli.common import open_store
-from pullpipe.reference import Reference
+from pullpipe.look.chosen import Chosen
 
 HELP = "give an image a name more"
 
@@ -22,10 +22,10 @@ def run(arguments: argparse.Namespace) -> int:
     new = new_name(arguments.new)
     store = open_store(arguments)
     with store.shared():  # nothing of it is swept before it has the name
-        image = local.find(store, Reference.parse(arguments.reference))
+        image = local.find(store, Chosen.image(arguments.reference))
+        record = image.record._replace(reference=str(new))
         there = store.images.get(str(new))
-        if there is not None and there.manifest != image.record.manifest:
-            check_free(store, new, arguments)
-        store.images.put(image.record._replace(reference=str(new)))
+        same = there if there is not None and there.manifest == record.manifest else None
+        store.images.put(record, may_be(store, new, arguments, same))
     print(new)
     return 0

@@ -159,7 +159,10 @@ class TarStream:
                 raise _error(offset, "a lone block of zeros, with more entries behind it")
             return b""
         field = header[148:156]
-        stated = _number(field, "checksum", offset)
+        try:
+            stated = _number(field, "checksum", offset)
+        except LayerError:
+            stated = -1  # such a file's bytes are for nobody's eyes
         # The checksum counts its own eight bytes as spaces. adler32 starts at 1 and is taken modulo 65521, which is
         # more than 512 bytes of ASCII sum up to.
         total = (adler32(header) & 0xFFFF) - 1 if header.isascii() else sum(header)

@@ -111,6 +111,13 @@ def test_a_command_that_changes_nothing(cli: Cli, shell: str, tmp_path: Path) ->
     assert mounted_tree(cli, "new:2", tmp_path / "mnt")[b"etc"].mode == 0o711
 
 
+def test_a_command_that_is_no_text(cli: Cli, shell: str) -> None:
+    """A config is UTF-8, whatever a container was told."""
+    ok(cli, "run", "--name=c", shell, "true", "\udcff")
+    ok(cli, "commit", "--quiet", "c", "new:1")
+    assert answer(cli, "inspect", "new:1")["config"]["history"][-1]["created_by"] == r"true '\xff'"
+
+
 def test_run_commit_run(cli: Cli, shell: str) -> None:
     ok(cli, "run", "--name=c", shell, "sh", "-c", "echo from the first >/file; rm /bin/cat")
     ok(cli, "commit", "--quiet", "--cmd", "sh -c 'read line </file; echo $line'", "c", "new:1")
@@ -132,8 +139,9 @@ def test_in_use(cli: Cli, shell: str, store_root: Path, tmp_path: Path) -> None:
 
 def test_a_name_that_would_remove_another(cli: Cli, shell: str) -> None:
     """A layer cannot hold a file called .wh.cat: to all others it would mean that cat is gone."""
-    ok(cli, "run", "--name=c", shell, "sh", "-c", "echo >/bin/.wh.cat")
-    assert "/bin/.wh.cat cannot be in a layer" in fails(cli, "commit", "--quiet", "c", "new:1")
+    for name, command in {"c": "echo >/bin/.wh.cat", "d": "mkdir /bin/.wh.cat"}.items():
+        ok(cli, "run", f"--name={name}", shell, "sh", "-c", command)
+        assert "/bin/.wh.cat cannot be in a layer" in fails(cli, "commit", "--quiet", name, "new:1")
 
 
 def test_no_such_container(cli: Cli, base: str) -> None:

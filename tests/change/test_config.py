@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ def test_tag_refused(cli: Cli, base: str) -> None:
     assert "missing:1 is not in the store" in fails(cli, "tag", "missing:1", "new:1")
     assert "by digest" in fails(cli, "tag", base, f"new@sha256:{'0' * 64}")
     assert "invalid" in fails(cli, "tag", base, "New:1")
+    assert "leave #1 away" in fails(cli, "tag", f"{base}#1", "new:1")
 
 
 def test_config(cli: Cli, base: str) -> None:
@@ -85,12 +89,58 @@ def test_a_layer_of_a_changed_image_is_dropped_rightly(cli: Cli, base: str) -> N
         (["--cmd", "['x']"], "--cmd ['x'] cannot be read"),
         (["--cmd", "[1]"], "a list of words"),
         (["--entrypoint", "a 'b"], "cannot be read"),
+        (["--env", "A=\udcff"], "is not UTF-8"),
+        (["--label", "a=\udcff"], "is not UTF-8"),
+        (["--message", "\udcff"], "is not UTF-8"),
+        (["--env", "A B=1"], "--env 'A B'"),
+        (["--user", "a:b:c"], "--user a:b:c is none"),
+        (["--stop-signal", "NOSIG"], "no signal 'NOSIG'"),
     ],
 )
 def test_config_refused(cli: Cli, base: str, words: list[str], why: str) -> None:
     before = answer(cli, "inspect", base)
     assert why in fails(cli, "config", *words, base)
     assert answer(cli, "inspect", base) == before
+
+
+def test_words_that_only_look_like_json(cli: Cli, base: str) -> None:
+    """The shell's test command begins as a list does."""
+    for words, meant in (("[ -f x ]", ["[", "-f", "x", "]"]), ('[ "a", "b c"]', ["a", "b c"]), ("[ ]", None)):
+        ok(cli, "config", "--quiet", "-t", "new:1", "--replace", "--cmd", words, base)
+        assert settings(cli, "new:1").get("Cmd") == meant
+
+
+def test_an_author_alone(cli: Cli, base: str) -> None:
+    """Is a change, too."""
+    ok(cli, "config", "--quiet", "--author", "me", "-m", "mine", base)
+    config = answer(cli, "inspect", base)["config"]
+    assert (config["author"], config["history"][-1]["comment"]) == ("me", "mine")
+
+
+@dataclass(frozen=True)
+class Odd(Image):
+    """With a history that is none."""
+
+    history: object = None
+
+    @property
+    def config_blob(self) -> bytes:
+        return json.dumps({**json.loads(super().config_blob), "history": self.history}).encode()
+
+
+@pytest.mark.parametrize("history", ["x", [1], {"a": 1}])
+@pytest.mark.parametrize("labels", ["a", ["a"]])
+def test_an_image_whose_config_is_odd(cli: Cli, tmp_path: Path, history: object, labels: object) -> None:
+    """What a pull takes can be changed, too."""
+    odd = Odd([Layer([File("a", b"a")]), Layer([File("b", b"b")])], {"Labels": labels}, history=history)
+    write_layout(tmp_path / "odd", {"t": odd})
+    ok(cli, "load", "--quiet", "-t", "odd:1", tmp_path / "odd")
+    ok(cli, "config", "--quiet", "--label", "b=c", "odd:1")
+    assert settings(cli, "odd:1")["Labels"] == {"b": "c"}
+    (tmp_path / "a.tar").write_bytes(Layer([File("f", b"f")]).tar)
+    ok(cli, "layer", "add", "--quiet", "odd:1", tmp_path / "a.tar")
+    ok(cli, "layer", "drop", "--quiet", "odd:1", "1")
+    assert mounted_tree(cli, "odd:1", tmp_path / "mnt").keys() == {b".", b"b", b"f"}
 
 
 @pytest.fixture
@@ -157,10 +207,33 @@ def test_import_is_an_image_to_others(cli: Cli, tmp_path: Path) -> None:
     assert (found["Architecture"], found["Os"], len(found["Layers"])) == ("arm64", "linux", 1)
 
 
+def test_import_of_a_pipe(cli: Cli, tmp_path: Path) -> None:
+    """As <(tar …) is one."""
+    os.mkfifo(tmp_path / "pipe")
+    writing = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[Layer([File("f", b"f")]).tar])
+    writing.start()
+    ok(cli, "import", "--quiet", tmp_path / "pipe", "new:1")
+    writing.join()
+    assert mounted_tree(cli, "new:1", tmp_path / "mnt").keys() == {b".", b"f"}
+
+
+def test_what_the_other_command_takes(cli: Cli, base: str, tmp_path: Path) -> None:
+    """Who imports an image, or loads a root file system, is told what does it."""
+    for form in ("docker-archive", "oci-archive"):
+        ok(cli, "save", "--quiet", "--format", form, "--output", tmp_path / form, base)
+        done = cli("import", tmp_path / form, f"{form}:1")
+        assert f"`pullpipe load {tmp_path / form}` takes it" in done.stderr
+    ok(cli, "export", "--output", tmp_path / "root.tar", base)
+    assert f"`pullpipe import {tmp_path}/root.tar NEW`" in fails(cli, "load", tmp_path / "root.tar")
+
+
 def test_import_and_export_refused(cli: Cli, layered: str, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no archive\n" * 100)
-    assert "cannot be unpacked" in fails(cli, "import", "--quiet", tmp_path / "text", "new:1")
-    assert "is no file" in fails(cli, "import", tmp_path, "new:1")
+    assert f"{tmp_path}/text cannot be a layer: at byte 0" in fails(
+        cli, "import", "--quiet", tmp_path / "text", "new:1"
+    )
+    assert "- is empty" in fails(cli, "import", "--quiet", "-", "new:1")
+    assert "is a directory" in fails(cli, "import", tmp_path, "new:1")
     assert "missing" in fails(cli, "export", "--output", tmp_path / "x", "missing")
     assert not (tmp_path / "x").exists()
     assert "cannot write" in fails(cli, "export", "--output", tmp_path / "no" / "x", layered)

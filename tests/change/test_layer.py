@@ -8,6 +8,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from tests.cli.rig import (
     unpacked_tree,
     without_times,
 )
-from tests.conftest import Cli, require
+from tests.conftest import PROJECT, Cli, require
 from tests.support.images import Dir, Fifo, File, Hardlink, Image, Layer, Whiteout
 from tests.support.tree import difference, snapshot
 
@@ -241,11 +242,20 @@ def unchanged(cli: Cli, base: str, store_root: Path) -> Path:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["layer", "add", "base:1", "/no/such"], "no /no/such"),
+        (["layer", "add", "base:1", "/no/such"], "/no/such is not there"),
         (["layer", "add", "missing:1", "/etc"], "missing:1 is not in the store"),
         (["layer", "add", "--owner", "root", "base:1", "/etc/ssl"], "--owner root"),
         (["layer", "add", "--at", "/x", "base:1", "/etc/hostname"], "--at and --owner are for directories"),
-        (["layer", "add", "--quiet", "base:1", "/etc/passwd"], "cannot be unpacked"),
+        (["layer", "add", "--quiet", "base:1", "/etc/passwd"], "/etc/passwd cannot be a layer: at byte 0"),
+        (["layer", "add", "base:1", "/dev/null"], "/dev/null is empty"),
+        (["layer", "add", "--max-size", "1", "base:1", "/dev/zero"], "--max-size allows more"),
+        (["layer", "add", "--owner", "4294967295", "base:1", "/etc/ssl"], "--owner 4294967295"),
+        (["layer", "add", "--at", "/etc/motd", "base:1", "/etc/ssl"], "/etc/motd is no directory"),
+        (["layer", "add", "--at", "etc/motd/x", "base:1", "/etc/ssl"], "/etc/motd is no directory"),
+        (["layer", "add", "base:1#1", "/etc/ssl"], "leave #1 away"),
+        (["layer", "drop", "base:1"], "base:1#N, or docker.io/library/base:1 N"),
+        (["layer", "drop", "base:1#1", "1"], "base:1#N, or docker.io/library/base:1 N"),
+        (["layer", "drop", "base:1#3"], "no layer 3: the image has 2"),
         (["layer", "add", "-t", f"a@sha256:{'0' * 64}", "base:1", "/etc/ssl"], "by digest"),
         (["layer", "drop", "base:1", "3"], "no layer 3: the image has 2"),
         (["layer", "drop", "base:1", "0"], "no layer 0"),
@@ -283,6 +293,94 @@ def test_a_truncated_archive(cli: Cli, base: str, tmp_path: Path) -> None:
     assert "truncated" in fails(cli, "layer", "add", "--quiet", base, tmp_path / "layer")
     (tmp_path / "layer").write_bytes(tar[:50_000])
     assert "truncated" in fails(cli, "layer", "add", "--quiet", base, tmp_path / "layer")
+
+
+def test_a_file_that_is_no_archive_is_not_quoted(cli: Cli, base: str, tmp_path: Path) -> None:
+    """It may be one that is nobody else's to read."""
+    (tmp_path / "secrets").write_text("0123456789abcdef" * 100)
+    assert "789ab" not in fails(cli, "layer", "add", "--quiet", base, tmp_path / "secrets")
+
+
+@pytest.mark.parametrize("program", ["xz", "bzip2"])
+def test_another_compression(cli: Cli, base: str, tmp_path: Path, program: str) -> None:
+    """The line says what decompresses it, and that helps."""
+    (tmp_path / "layer.tar").write_bytes(Layer([File("added", b"added")]).tar)
+    subprocess.run([require(program), "--keep", tmp_path / "layer.tar"], check=True)
+    [path] = tmp_path.glob("layer.tar.*")
+    for words in (["layer", "add", base], ["load"]):
+        assert f"`{program} -dc {path} | pullpipe … -`" in fails(cli, *words, path)
+    plain = subprocess.run([program, "-dc", path], check=True, capture_output=True).stdout
+    ok(cli, "layer", "add", "--quiet", base, "-", stdin=plain.decode())
+
+
+def test_a_layer_that_another_one_needs(cli: Cli, tmp_path: Path) -> None:
+    """It is not left out before that one is, which is named; whatever lies below both."""
+    layers = [Layer([File("a", b"a")]), Layer([File("b", b"b")]), Layer([Hardlink("c", "a")])]
+    ok(cli, "load", "--quiet", "-t", "linked:1", layout_of(tmp_path / "linked", linked=Image(layers)))
+    ok(cli, "layer", "drop", "--quiet", "-t", "two:1", "linked:1#2")
+    for name in ("linked:1", "two:1"):
+        line = fails(cli, "layer", "drop", "--quiet", f"{name}#1")
+        assert f"layer 1 cannot be left out: layer {3 if name == 'linked:1' else 2} needs it" in line
+        assert "a hard link to 'a'" in line
+    ok(cli, "layer", "drop", "--quiet", "linked:1#3")
+    ok(cli, "layer", "drop", "--quiet", "linked:1#1")
+    assert mounted_tree(cli, "linked:1", tmp_path / "mnt").keys() == {b".", b"b"}
+
+
+@pytest.mark.parametrize("kind", ["directory", "file", "symlink"])
+def test_a_whiteout_that_is_none(cli: Cli, base: str, tmp_path: Path, kind: str) -> None:
+    """Nobody who has such a name by chance loses what it would take away."""
+    mark = tmp_path / "files" / ".wh.etc"
+    mark.parent.mkdir()
+    if kind == "directory":
+        mark.mkdir()
+    elif kind == "file":
+        mark.write_text("full")
+    else:
+        mark.symlink_to("x")
+    assert "/.wh.etc cannot be in a layer" in fails(cli, "layer", "add", base, tmp_path / "files")
+
+
+def test_the_name_that_is_changed_without_another(cli: Cli, base: str, files: Path) -> None:
+    """It is said, for a pull would change it back."""
+    told = f"docker.io/library/{base} is the changed image from now on; to pull it would bring the registry's back"
+    assert told not in cli("layer", "add", "-t", "new:1", base, files).stderr
+    assert told in cli("layer", "add", base, files).stderr
+    assert told in cli("layer", "drop", base, "1").stderr
+    assert told not in cli("config", base).stderr
+
+
+def test_two_changes_at_once(cli: Cli, base: str, store_root: Path, tmp_path: Path) -> None:
+    """None is lost: who comes second is told, and nothing of theirs stays."""
+    (tmp_path / "a.tar").write_bytes(Layer([File("first", b"first")]).tar)
+    os.mkfifo(tmp_path / "pipe")
+    command = [sys.executable, "-m", "pullpipe", "--root", str(store_root), "layer", "add", "--quiet"]
+    for options, name in (([], base), (["-t", "new:1"], "new:1")):
+        slow = [*command, *options, base, str(tmp_path / "pipe")]
+        with subprocess.Popen(slow, cwd=PROJECT, stdout=-1, stderr=-1, text=True) as process:
+            with (tmp_path / "pipe").open("wb") as pipe:  # which it has opened: so it knows what it changes
+                ok(cli, "layer", "add", "--quiet", "-t", name, "--replace", base, tmp_path / "a.tar")
+                pipe.write(Layer([File("second", b"second")]).tar)
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (1, "")
+        assert f"docker.io/library/{name} has become another image meanwhile" in err
+        assert b"second" not in mounted_tree(cli, name, tmp_path / "mnt")
+        assert b"first" in mounted_tree(cli, name, tmp_path / "mnt")
+        assert cli("verify").stderr == "whole\n"
+
+
+def test_nothing_stays_of_a_layer_that_cannot_be_settled(cli: Cli, base: str, store_root: Path, tmp_path: Path) -> None:
+    """It is whole by itself, and has no place on the image."""
+    before = files_of(store_root)
+    (tmp_path / "a.tar").write_bytes(Layer([File("large", bytes(100_000)), Hardlink("link", "nothing")]).tar)
+    line = fails(cli, "layer", "add", "--quiet", base, tmp_path / "a.tar")
+    assert f"{tmp_path}/a.tar cannot be a layer: entry 'link'" in line
+    assert files_of(store_root) == before
+
+
+def files_of(store_root: Path) -> list[Path]:
+    """All that is in the store."""
+    return sorted(path for path in store_root.rglob("*") if "fs" not in path.parts)
 
 
 def test_bad_time(cli: Cli, base: str, files: Path) -> None:
