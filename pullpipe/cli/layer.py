@@ -8,6 +8,7 @@ import posixpath
 from contextlib import ExitStack
 
 from pullpipe import local
+from pullpipe.cli import add_global_options
 from pullpipe.cli.changing import (
     add_compression_option,
     add_name_option,
@@ -35,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="add|drop", required=True)
     text = "put the files of a directory, or of a tar archive, on top of the image's"
     add = actions.add_parser("add", help=text, description=text)
+    add_global_options(add, top=False)
     add_name_option(add)
     add.add_argument("--at", metavar="PATH", default="", help="where in the image a directory's files go (default: /)")
     add.add_argument("--owner", metavar="UID[:GID]", help="whose a directory's files are there (default: as they are)")
@@ -46,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add.epilog = "An empty file called .wh.NAME takes NAME of the layers below away."
     text = "leave one of the image's layers out"
     drop = actions.add_parser("drop", help=text, description=text)
+    add_global_options(drop, top=False)
     add_name_option(drop)
     add_unpack_options(drop)
     drop.add_argument("reference", metavar="REF", help="or REF#N in one word")

@@ -9,11 +9,10 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from pullpipe import __version__
-from pullpipe.cli.whole import whole_parser
+from pullpipe.cli.whole import every_command, whole_parser
 
 _ENVIRONMENT = {
     "PULLPIPE_ROOT": "The store, unless --root names it.",
@@ -63,19 +62,13 @@ class Command(NamedTuple):
 
 def commands() -> list[Command]:
     """All of them, in the order that help has."""
-    subparsers = next(a for a in whole_parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return [one for name, parser in subparsers.choices.items() for one in _commands(name, parser)]
+    return [_command(name, parser) for name, parser in every_command(whole_parser())]
 
 
-def _commands(name: str, parser: argparse.ArgumentParser) -> Iterator[Command]:
-    nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    if nested:
-        for below, inner in nested[0].choices.items():
-            yield from _commands(f"{name} {below}", inner)
-        return
+def _command(name: str, parser: argparse.ArgumentParser) -> Command:
     actions = [action for action in parser._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
     own = [action for action in actions if action.dest not in ("root", "log_level")]
-    yield Command(
+    return Command(
         name,
         _sentence(parser.description or ""),
         parser.epilog or "",

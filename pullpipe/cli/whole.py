@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 from pullpipe import cli
 
@@ -18,3 +19,13 @@ def whole_parser() -> argparse.ArgumentParser:
         cli.add_global_options(command, top=False)
         module.configure(command)
     return parser
+
+
+def every_command(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """The parsers in it that have none below them, by all the words that lead there: `run`, `layer add`."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not below:
+        yield name, parser
+    for one in below:
+        for word, inner in one.choices.items():
+            yield from every_command(inner, f"{name} {word}".strip())

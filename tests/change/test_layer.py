@@ -230,6 +230,12 @@ def test_skopeo_copies_what_is_made(cli: Cli, base: str, files: Path, tmp_path: 
     assert len(layers_of(tmp_path / "copied", "copied")) == 3
 
 
+def test_the_store_is_named_behind_the_command(cli: Cli, base: str, store_root: Path, files: Path) -> None:
+    done = cli("--root", "/no/such", "layer", "add", "--root", store_root, "--quiet", "-t", "new:1", base, files)
+    assert done.returncode == 0, done.stderr
+    assert cli("layer", "drop", "--log-level", "debug", "--quiet", "new:1", "3").returncode == 0
+
+
 # What cannot be done.
 
 

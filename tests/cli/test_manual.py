@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pullpipe.cli import manual
+from pullpipe.cli.whole import every_command, whole_parser
 from tests.cli.rig import file_layer, layout_of, ok
 from tests.conftest import PROJECT, Cli, require
 
@@ -24,6 +25,12 @@ def test_every_option_is_explained() -> None:
         assert command.text
         for item in command.options:
             assert len(item.text) > 3, (command.name, item)
+
+
+def test_every_command_takes_the_global_options() -> None:
+    """Behind it, too, as the documents say; also those that are an action of a command."""
+    for name, parser in every_command(whole_parser()):
+        assert {"--root", "--log-level", "--help"} <= parser._option_string_actions.keys(), name
 
 
 def test_the_man_page_is_roff() -> None:
