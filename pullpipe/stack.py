@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from pullpipe import linux
@@ -76,6 +77,24 @@ def mount_read_only(stack: Stack, target: str) -> None:
     """Mounts the stack at `target`; the upper directory is its topmost lower one. Raises `KernelRefused`."""
     lower = stack.lower if len(stack.lower) >= _LIMIT else (stack.upper, *stack.lower)
     mount_layers(lower, target, stack.source)
+
+
+@contextmanager
+def merged(lower: Sequence[str]) -> Iterator[str]:
+    """A directory where these, the topmost first, are stacked, read-only. Raises `KernelRefused`, `OSError`.
+
+    From here on this process has a mount namespace of its own, so whatever becomes of it, nothing stays mounted.
+    """
+    import tempfile  # here, because `run` stacks nothing so
+
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.keep_mounts_here()
+    with tempfile.TemporaryDirectory(prefix="pullpipe-") as target:
+        mount_layers(lower, target)
+        try:
+            yield target
+        finally:
+            linux.umount(target, linux.MNT_DETACH)
 
 
 def mount_layers(lower: Sequence[str], target: str, source: str = "pullpipe") -> None:

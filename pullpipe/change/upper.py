@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from pullpipe import stack
+from pullpipe.runner.changes import mount_points
 from store import Container, InUse, Store
-
-# What a runner mounts something on, in an image that has no such place.
-_MOUNT_POINTS = ("dev", "proc", "sys", "etc/hosts", "etc/resolv.conf", "etc/hostname")
 
 
 @contextmanager
@@ -29,11 +26,6 @@ def ended(store: Store, container: Container) -> Iterator[str]:
         yield os.path.join(store.containers.path(container), "upper")
     finally:
         lock.release()
-
-
-def mount_points(directory: str) -> frozenset[str]:
-    """Paths in an upper directory that are there only for a runner to mount something on: they are empty."""
-    return frozenset(path for path in _MOUNT_POINTS if _is_empty(os.path.join(directory, path)))
 
 
 def left_out(store: Store, container: Container) -> frozenset[str]:
@@ -59,16 +51,6 @@ def _is_as_in(directory: str, upper: str, lower: Sequence[str]) -> bool:
             other = os.lstat(os.path.join(layer, directory))
             return (mine.st_mode, mine.st_uid, mine.st_gid) == (other.st_mode, other.st_uid, other.st_gid)
     return True
-
-
-def _is_empty(path: str) -> bool:
-    try:
-        status = os.lstat(path)
-        if stat.S_ISDIR(status.st_mode):
-            return not os.listdir(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_size == 0
 
 
 def root_has_changed(store: Store, container: Container) -> bool:

@@ -65,9 +65,9 @@ def _of_container(store: Store, arguments: argparse.Namespace) -> int:
         raise BadArgument(
             f"{no_container}; and to compare an image, name another one, or one of its layers: {arguments.first}#1"
         ) from no_container
-    from pullpipe.look import container
+    from pullpipe.runner.changes import changes as changed_by
 
-    found = container.changes(store, wanted)
+    found = changed_by(store, wanted)
     if arguments.format == "json":
         print_json([{"kind": kind, "path": path, "what": [], "before": None, "after": None} for kind, path in found])
     else:

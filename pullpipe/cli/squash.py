@@ -34,13 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
     name = new_name(arguments.tag or str(reference))
     store = open_store(arguments, as_root=True)
     from pullpipe.change import archive, layer
-    from pullpipe.change.merged import merged
     from pullpipe.change.record import draft_of
 
     image = local.find(store, reference)
     over = may_be(store, name, arguments, image.record)
     draft = draft_of(store, image)
-    with merged(stack.lower_of(store, image.chain_id)) as tree:
+    with stack.merged(stack.lower_of(store, image.chain_id)) as tree:
         tar = archive.pieces(tree, archive.Rules(latest=epoch(), root=True))
         with layer.packed(tar, arguments.compression or "gzip", store.root) as new:
             note = note_of(arguments, f"pullpipe squash of {draft.height} layers")

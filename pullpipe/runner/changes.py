@@ -7,14 +7,14 @@ import stat
 from collections.abc import Sequence
 
 from pullpipe import stack
-from pullpipe.change.merged import merged
-from pullpipe.change.upper import mount_points
 from pullpipe.pipe.below import is_opaque, is_whiteout
 from store import Container, Store
 from store.compare import place_of
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NONE = -1  # for a descriptor
+# What a runner mounts something on, in an image that has no such place.
+_MOUNT_POINTS = ("dev", "proc", "sys", "etc/hosts", "etc/resolv.conf", "etc/hostname")
 
 
 def changes(store: Store, container: Container) -> list[tuple[str, str]]:
@@ -23,13 +23,28 @@ def changes(store: Store, container: Container) -> list[tuple[str, str]]:
     A directory in which something has changed has changed, too. Raises `StoreError`, `KernelRefused`, `OSError`.
     """
     upper = os.path.join(store.containers.path(container), "upper")
-    with merged(stack.lower_of(store, container.stack)) as lower:
+    with stack.merged(stack.lower_of(store, container.stack)) as lower:
         survey = _Survey(upper, lower)
         try:
             survey.look()
         finally:
             survey.close()
     return [(kind, path) for path, kind in sorted(survey.found.items())]
+
+
+def mount_points(upper: str) -> frozenset[str]:
+    """Paths in an upper directory that are there only for a runner to mount something on: they are empty."""
+    return frozenset(path for path in _MOUNT_POINTS if _is_empty(os.path.join(upper, path)))
+
+
+def _is_empty(path: str) -> bool:
+    try:
+        status = os.lstat(path)
+        if stat.S_ISDIR(status.st_mode):
+            return not os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == 0
 
 
 class _Survey:
