@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
-from pullpipe.errors import InvalidDocument, NotFound
+from pullpipe.errors import InvalidDocument, InvalidReference, NotFound
 from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, ImageConfig, Index, Manifest, chain_ids, parse_document
 from pullpipe.outline import Outline, Part
 from pullpipe.platforms import Platform
@@ -90,6 +91,21 @@ def find(store: Store, reference: Reference) -> LocalImage:
     if record is None:
         raise NotFound(f"{reference} is not in the store; `pullpipe pull {reference}` fetches it")
     return load(store, record)
+
+
+def container_or_image(store: Store, name: str) -> Container | LocalImage:
+    """What is called so; a container first, as with Docker, but by the beginning of its id only if no image is.
+
+    Raises as `find` does.
+    """
+    try:
+        container = store.containers.find(name)
+    except NotInStore:
+        return find(store, Reference.parse(name))
+    if name not in (container.name, container.id):
+        with suppress(NotFound, InvalidReference):
+            return find(store, Reference.parse(name))
+    return container
 
 
 def kept(store: Store, image: LocalImage, layer: Descriptor, diff_id: Digest) -> Descriptor:

@@ -9,11 +9,10 @@ from typing import Any
 
 from pullpipe import local, stack
 from pullpipe.cli.common import open_store, print_json
-from pullpipe.errors import InvalidReference, NotFound
-from pullpipe.reference import Reference
+from pullpipe.local import LocalImage
 from pullpipe.runner import logs, state
 from pullpipe.runner.settings import Settings
-from store import Container, NotInStore, Store
+from store import Container, Store
 
 HELP = "show all that is known of an image or a container, as JSON"
 
@@ -26,19 +25,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Of an image: reference, digest, resolved, layers, and the manifest and config as they came. Of a container: much
     of what Docker shows, by Docker's names; ExitCode is null as long as there is none."""
     store = open_store(arguments)
-    try:
-        print_json(_image(store, Reference.parse(arguments.name)))
-    except (NotFound, InvalidReference) as no_image:
-        try:
-            container = store.containers.find(arguments.name)
-        except NotInStore:
-            raise no_image from None
-        print_json(_container(store, container))
+    found = local.container_or_image(store, arguments.name)
+    print_json(_image(store, found) if isinstance(found, LocalImage) else _container(store, found))
     return 0
 
 
-def _image(store: Store, reference: Reference) -> dict[str, Any]:
-    image = local.find(store, reference)
+def _image(store: Store, image: LocalImage) -> dict[str, Any]:
     layers = [
         {
             "digest": str(layer.digest),
@@ -49,7 +41,7 @@ def _image(store: Store, reference: Reference) -> dict[str, Any]:
             "entries": store.layers.info(diff_id).entries if diff_id in store.layers else None,
             "directory": store.layers.files(diff_id),
         }
-        for layer, diff_id in zip(image.manifest.layers, image.config.diff_ids, strict=True)
+        for layer, diff_id in image.layers
     ]
     return {
         "reference": image.record.reference,
