@@ -52,3 +52,7 @@ def __getattr__(name: str) -> object:
 
     home = {"PullpipeError": "pullpipe.errors", "Store": "store", "StoreError": "store"}.get(name, "pullpipe.api")
     return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

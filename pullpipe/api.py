@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 from pullpipe import local, modules, mounts, rootless
-from pullpipe.errors import NeedsRoot
+from pullpipe.environment import default_root, hosts, token_cache
+from pullpipe.errors import BadArgument, NeedsRoot
 from pullpipe.local import LocalImage
 from pullpipe.oci import Descriptor
 from pullpipe.platforms import Platform
 from pullpipe.progress import Progress
 from pullpipe.reference import Reference
 from store import Store
+
+_DETACH = re.compile(r"-[it]*d[it]*|--det(a|ac|ach)?")  # as `pullpipe run` understands it
 
 
 class Layer(NamedTuple):
@@ -69,8 +73,6 @@ class Completed(NamedTuple):
 
 def open_store(root: str | None = None) -> Store:
     """The store in this directory, or the one that the command line uses. Raises `StoreError`, `OSError`."""
-    from pullpipe.cli import default_root
-
     return Store(root or default_root())
 
 
@@ -97,11 +99,10 @@ async def pull(
 ) -> Image:
     """Has the image in the store as its registry has it now. What is there already is not fetched.
 
-    `credentials` are a user and a password, instead of those in auth files; `jobs` is how many layers are in flight;
-    without `keep_blobs` only unpacked layers are kept; `tell` hears of each event. Cancelled, it leaves the store as it
-    was, with what can be continued. Raises `PullpipeError`, `StoreError`, `OSError`.
+    `credentials` are a user and a password, instead of those in auth files; `jobs` is how many layers are in flight, at
+    least 1; without `keep_blobs` only unpacked layers are kept; `tell` hears of each event. Cancelled, it leaves the
+    store as it was, with what can be continued. Raises `PullpipeError`, `StoreError`, `OSError`.
     """
-    from pullpipe.cli.registries import hosts, token_cache
     from pullpipe.pipe.pull import Options
     from pullpipe.pipe.pull import pull as pull_from
     from pullpipe.registry.client import Network, RegistryClient
@@ -110,6 +111,8 @@ async def pull(
 
     if os.geteuid() != 0:
         raise NeedsRoot("to unpack layers takes root's rights; call pullpipe.become_root() first")
+    if jobs < 1:
+        raise BadArgument(f"jobs is {jobs}, and no layer would ever be pulled; give 1 or more")
     wanted = Reference.parse(reference)
     known = hosts()
     places = known.endpoints(wanted, plain_http=plain_http)
@@ -158,8 +161,12 @@ async def run(
     """Runs the command in a new container, which is removed afterwards. A process of its own does that, so it may be
     called from any thread, and as often as one likes at a time. Cancelled, it ends the container.
 
-    `options` are those of `pullpipe run`; without a command, the image's is run.
+    `options` are those of `pullpipe run`, but for --detach; without a command, the image's is run. What goes wrong in
+    that process is told by its exit code. Raises `InvalidReference`, `BadArgument`.
     """
+    Reference.parse(reference)  # it stands where an option could
+    if any(map(_DETACH.fullmatch, options)):
+        raise BadArgument("options has --detach, and this waits for the command's end; leave it away")
     words = [sys.executable, "-P", "-m", "pullpipe", "--root", store.root, "run", "--rm", "--quiet"]
     words += [*(["--interactive"] if stdin is not None else []), *options, reference, *command]
     process = await asyncio.create_subprocess_exec(

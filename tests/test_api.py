@@ -142,6 +142,23 @@ def test_errors(reference: str, store: pullpipe.Store) -> None:
         _ = pullpipe.nothing
 
 
+def test_arguments_that_cannot_be_meant(store: pullpipe.Store) -> None:
+    """Nothing waits for ever, and no name is taken for an option."""
+    for jobs in (0, -1):
+        with pytest.raises(pullpipe.PullpipeError, match="give 1 or more"):
+            asyncio.run(asyncio.wait_for(pullpipe.pull("127.0.0.1:1/a:1", store, jobs=jobs), 10))
+    for name in ("--volume=/etc:/h", "--help", "-d", ""):
+        with pytest.raises(pullpipe.PullpipeError, match="invalid image reference"):
+            asyncio.run(pullpipe.run(name, "alpine:3.20", "ls", store=store))
+    for option in ("-d", "--detach", "--deta", "-itd"):
+        with pytest.raises(pullpipe.PullpipeError, match="leave it away"):
+            asyncio.run(pullpipe.run("alpine:3.20", store=store, options=["--rm", option]))
+
+
+def test_its_names_can_be_seen() -> None:
+    assert set(pullpipe.__all__) <= set(dir(pullpipe))
+
+
 def test_importing_it_costs_nothing() -> None:
     """The command line pays for no name that it does not use."""
     program = "import sys, pullpipe; print(sorted(m for m in sys.modules if m.startswith(('pullpipe', 'asyncio'))))"

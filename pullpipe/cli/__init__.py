@@ -1,4 +1,4 @@
-"""The command line. Only this folder prints, parses argv and reads the environment.
+"""The command line. Only this folder prints and parses argv.
 
 One command, one file: a module of this package with `HELP` (one line), `configure(parser)` and `run(arguments)`, which
 returns the exit code. Only the module of the command that was asked for is imported: a short
@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from pullpipe import __version__
+from pullpipe.environment import default_root
 from pullpipe.errors import PullpipeError, RunError
 from store import StoreError
 
@@ -190,15 +191,6 @@ def add_global_options(parser: argparse.ArgumentParser, *, top: bool) -> None:
 
 def _globals(known: argparse.Namespace) -> dict[str, str]:
     return {"root": known.root or default_root(), "log_level": known.log_level}
-
-
-def default_root() -> str:
-    """Where the store is unless the user says otherwise."""
-    if root := os.environ.get("PULLPIPE_ROOT"):
-        return root
-    if os.geteuid() == 0:
-        return "/var/lib/pullpipe"
-    return os.path.join(os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share"), "pullpipe")
 
 
 def _show_help(parser: argparse.ArgumentParser, *, asked: bool) -> int:

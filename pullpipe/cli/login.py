@@ -7,7 +7,8 @@ import os
 import sys
 
 from pullpipe.cli.common import add_authfile_option, run_until_signal
-from pullpipe.cli.registries import ask_password, registry_of, token_cache, whole_registry
+from pullpipe.cli.registries import ask_password, registry_of, whole_registry
+from pullpipe.environment import token_cache
 from pullpipe.errors import BadArgument, Unauthorized
 from pullpipe.reference import DEFAULT_REGISTRY
 

@@ -7,7 +7,8 @@ import os
 import sys
 
 from pullpipe.cli.common import add_authfile_option
-from pullpipe.cli.registries import hosts, registry_of, token_cache, whole_registry
+from pullpipe.cli.registries import registry_of, whole_registry
+from pullpipe.environment import hosts, token_cache
 from pullpipe.errors import BadArgument, Blocked
 from pullpipe.reference import DEFAULT_REGISTRY
 

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from pullpipe.environment import hosts, token_cache
 from pullpipe.errors import BadArgument, BadConfiguration, InvalidReference, Unauthorized
 from pullpipe.reference import Reference
 from pullpipe.registry.credentials import Credentials, Keyring, auth_files, plain_key
 from pullpipe.registry.helpers import Helper
-from pullpipe.registry.hosts import Endpoint, Hosts, Paths
+from pullpipe.registry.hosts import Endpoint
 from pullpipe.registry.tokens import TokenCache
 from store import Digest
 
@@ -49,11 +50,6 @@ def only_registry(references: Iterable[Reference], arguments: argparse.Namespace
     return "".join(registries)
 
 
-def hosts() -> Hosts:
-    """What the user's and the machine's files say of registries."""
-    return Hosts(Paths.usual(os.environ, os.path.expanduser("~")))
-
-
 def keyring(arguments: argparse.Namespace, registry: str, helpers: Sequence[Helper]) -> Keyring:
     """The credentials that there are: --creds for the registry that answers, in auth files, and with the helpers.
 
@@ -67,12 +63,6 @@ def keyring(arguments: argparse.Namespace, registry: str, helpers: Sequence[Help
     if arguments.creds and ":" not in arguments.creds:
         arguments.creds += f":{ask_password(arguments.creds, registry, 'give --creds USER:PASSWORD')}"
     return Keyring(files, helpers=helpers, given=Credentials.parse(arguments.creds), registry=registry)
-
-
-def token_cache() -> TokenCache:
-    """The tokens that earlier runs left."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return TokenCache(os.path.join(cache, "pullpipe", "tokens.json"))
 
 
 def registry_of(text: str) -> str:
