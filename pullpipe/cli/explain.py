@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from pullpipe.cli.common import open_store
 from pullpipe.local import LocalImage
@@ -12,9 +12,6 @@ from pullpipe.look.chosen import Chosen
 from pullpipe.runner import command
 from pullpipe.runner.command import Overrides
 from store import Store
-
-if TYPE_CHECKING:
-    from pullpipe.runner.walls import Walls
 
 HELP = "print the shell commands that do by hand what `run` does, for this image"
 
@@ -40,12 +37,11 @@ def explain(
     *,
     hostname: str = "",
     plain_http: bool = False,
-    walls: Walls | None = None,
+    left_out: Sequence[str] = (),
 ) -> int:
-    """Prints it."""
+    """Prints it; and what else was asked for and is not in it."""
     from pullpipe.look.explain import Made, script
-    from pullpipe.runner.walls import Walls
 
     planned = command.plan(image.config, overrides, os.environ, terminal=False)
-    print(script(store, image, Made(planned, hostname, plain_http, walls or Walls())), end="")
+    print(script(store, image, Made(planned, hostname, plain_http, tuple(left_out))), end="")
     return 0

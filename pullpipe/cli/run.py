@@ -16,6 +16,7 @@ from pullpipe.reference import Reference
 from pullpipe.runner import container
 from pullpipe.runner.command import Overrides
 from pullpipe.runner.settings import STOP_TIMEOUT
+from pullpipe.runner.walls import Walls
 
 HELP = "run a command in an image, pulling it first if it is not here"
 FAILURE = 125  # as Docker: what failed is pullpipe, not the command
@@ -75,8 +76,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.explain:
         from pullpipe.cli.explain import explain
 
+        asked = {
+            "mounts, devices, other capabilities, a network": walls != Walls(),
+            "limits": limits is not None,
+            "a terminal of its own": arguments.tty,
+            "the background": arguments.detach,
+            "another runtime": bool(arguments.runtime),
+        }
+        left_out = [words for words, is_asked in asked.items() if is_asked]
         http = arguments.plain_http
-        return explain(store, image, overrides, hostname=arguments.hostname, plain_http=http, walls=walls)
+        return explain(store, image, overrides, hostname=arguments.hostname, plain_http=http, left_out=left_out)
     options = container.Options(
         overrides=overrides,
         name=arguments.name,

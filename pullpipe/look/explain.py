@@ -25,7 +25,6 @@ from pullpipe.reference import Reference
 from pullpipe.registry.hosts import origin
 from pullpipe.runner import capabilities, command
 from pullpipe.runner.command import ACCOUNTS_LIMIT, Command
-from pullpipe.runner.walls import Walls
 from store import Digest, Store
 
 _FETCH = """\
@@ -72,7 +71,7 @@ class Made(NamedTuple):
     planned: Command
     hostname: str = ""  # empty: one is chosen
     plain_http: bool = False  # the registry speaks HTTP without TLS
-    walls: Walls = Walls()  # of which none is shown: that something is left out is said
+    left_out: tuple[str, ...] = ()  # what else was asked for, in words
 
 
 def script(store: Store, image: LocalImage, made: Made) -> str:
@@ -197,8 +196,8 @@ def _process(unpacking: Unpacking, made: Made) -> Iterator[str]:
     yield "# of namespaces of its own. What is mounted there is gone with the last process in them. The lines up to"
     yield "# INSIDE are what a shell does there before it becomes the image's command. (pullpipe builds more walls: a"
     yield "# filter of system calls, less of /proc and /sys, cgroups.)"
-    if made.walls != Walls():
-        yield "# Left out is what else was asked for: mounts, devices, other capabilities, a network, limits."
+    if made.left_out:
+        yield f"# Left out is what else was asked for: {', '.join(made.left_out)}."
     yield "unshare --mount --uts --ipc --pid --fork --kill-child bash -eu 3<&0 <<'INSIDE'"
     yield f"    mount -t overlay overlay -o lowerdir={lower},upperdir=upper,workdir=work root"
     yield f"    hostname {quoted(hostname)}"

@@ -144,12 +144,20 @@ def test_run_explain(cli: Cli, registry: Registry, tmp_path: Path) -> None:
     text = ok(cli, "run", "--explain", "--rm", *words)
     assert ok(cli, "ps", "-q") == ""
     assert "Left out" not in text
-    assert "Left out" in ok(cli, "run", "--explain", "--read-only", reference, "sh")
+    for option, named in (("--read-only", "mounts"), ("-m64m", "limits"), ("-t", "a terminal"), ("-d", "background")):
+        assert named in left_out(ok(cli, "run", "--explain", option, reference, "sh"))
+    assert left_out(ok(cli, "run", "--explain", "--cpus=1", "-dt", reference, "sh")).count(",") == 2
     out = executed(text, tmp_path / "first", "said")
     assert out.endswith(ok(cli, "run", "-i", "--rm", *words, stdin="said"))
     tree = mounted_tree(cli, reference, tmp_path / "m")
     assert difference(tree, stacked(text, tmp_path / "first/user")) == []
     assert b"hidden" not in tree
+
+
+def left_out(text: str) -> str:
+    """What a script says that it does not show."""
+    [line] = [line for line in text.splitlines() if line.startswith("# Left out is what else was asked for: ")]
+    return line
 
 
 def test_an_image_of_no_layers(see: See, load: Load) -> None:
