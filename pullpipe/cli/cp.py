@@ -19,8 +19,8 @@ _PIECE = 1 << 20  # bytes
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-a", "--archive", action="store_true", help="keep owners, and setuid bits")
     parser.add_argument("-L", "--follow-link", action="store_true", help="copy what a symlink leads to, not itself")
-    parser.add_argument("source", metavar="CONTAINER:PATH|PATH|-")
-    parser.add_argument("target", metavar="CONTAINER:PATH|PATH|-")
+    parser.add_argument("source", metavar="CONTAINER:PATH|FILE|-")
+    parser.add_argument("target", metavar="CONTAINER:PATH|FILE|-")
 
 
 def run(arguments: argparse.Namespace) -> int:

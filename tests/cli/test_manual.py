@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pullpipe.cli import manual
+from pullpipe.cli.completion import kinds_of
 from pullpipe.cli.whole import every_command, whole_parser
-from tests.cli.rig import file_layer, layout_of, ok
+from tests.cli.rig import answer, file_layer, layout_of, mounted, ok
 from tests.conftest import PROJECT, Cli, require
 
 
@@ -51,7 +54,8 @@ COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
 $(complete -p pullpipe | sed 's/.*-F \\([^ ]*\\).*/\\1/')
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """
-    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, env={"PULLPIPE_ROOT": str(root)})
+    env = {"PULLPIPE_ROOT": str(root), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, env=env, cwd=PROJECT)
     return {line.strip() for line in done.stdout.splitlines()}
 
 
@@ -67,9 +71,60 @@ def test_bash_completes_commands_and_options(script: Path, store_root: Path) -> 
     assert "--all-platforms" in completed(script, store_root, "pullpipe", "pull", "--a")
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish", "tcsh"])
-def test_other_shells(cli: Cli, shell: str) -> None:
-    assert "pullpipe" in ok(cli, "completion", shell)
+NOWHERE = {"COMMAND", "DEST", "N", "NAME", "NEW", "PATH", "REGISTRY", "…"}  # what no shell can know
+
+
+def test_every_argument_is_completed() -> None:
+    """Each is something that a shell can look for, or a choice, or known to be neither."""
+    for name, parser in every_command(whole_parser()):
+        for action in parser._actions:
+            if not action.option_strings and not action.choices:
+                assert bool(kinds_of(action)) != (action.metavar in NOWHERE), (name, action.metavar)
+
+
+@pytest.mark.needs_root
+def test_bash_completes_every_argument(script: Path, cli: Cli, image: str, store_root: Path, tmp_path: Path) -> None:
+    """With images, containers, files, as the command takes them."""
+    with mounted(cli, image, tmp_path / "m", "--rw") as target:
+        (target / "written").touch()
+    [container] = answer(cli, "ps", "--format=json")
+    names, files = {"image:1"}, {"store", "tests", "pyproject.toml"}
+    containers = {container["name"]}
+
+    def offered(*words: str) -> set[str]:
+        return completed(script, store_root, "pullpipe", *words, "") & (names | containers | files)
+
+    for word in ("run", "ls", "cat", "tree", "history", "explain", "push", "rmi"):
+        assert offered(word) == names, word
+    for word in ("inspect", "export", "diff"):
+        assert offered(word) == names | containers, word
+    for word in ("commit", "rm", "exec", "logs"):
+        assert offered(word) == containers, word
+    assert offered("diff", "image:1") == offered("layer", "add") == names
+    for words in (["load"], ["import"], ["save", "-o"], ["layer", "add", "image:1"]):
+        assert offered(*words) == files, words
+    assert offered("cp") == offered("cp", "pyproject.toml") == containers | files
+    assert offered("mount", "image:1") == {"store", "tests"}
+
+
+@pytest.mark.parametrize(
+    ("shell", "asked"),
+    [
+        ("zsh", '_pullpipe_images_containers() { compadd -- ${(f)"$('),
+        ("fish", '-ka "('),
+        ("tcsh", "'n/inspect/`"),
+    ],
+)
+def test_other_shells_ask_for_names(cli: Cli, shell: str, asked: str) -> None:
+    assert f"{asked}pullpipe completion --list images --list containers" in ok(cli, "completion", shell)
+
+
+def test_a_store_that_cannot_be_read_completes_nothing(cli: Cli, store_root: Path) -> None:
+    """And puts no message on a line that somebody is typing."""
+    store_root.write_text("no store")
+    done = cli("completion", "--list", "images")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    store_root.unlink()
 
 
 @pytest.mark.needs_root
