@@ -22,7 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("references", metavar="REF", nargs="*", help="these, and what shares a layer with them")
     parser.epilog = (
         "What is drawn below an image has all its layers, and more on top: LAYERS is how many, ADDS their unpacked "
-        "size. Of all the image's layers, OWN are those that no other image has, full in the bar; SHARED the others."
+        "size. Of all the image's layers, OWN are those that no other image has, full in the bar; SHARED the others. "
+        "Behind = stands another name of the image."
     )
 
 
@@ -51,13 +52,15 @@ def _rows(member: Member, stem: str, below: str, largest: int, *, layers: bool) 
     """The member, after `stem`, and all that is built on it, after `below` and lines of its own."""
     added = human_size(sum(size for _, _, size in member.layers))
     count = f"+{len(member.layers)}" if stem else str(len(member.layers))
+    line = "│ " if member.children else "  "
     if member.images:
-        sizes = human_size(member.own), human_size(member.shared), _bar(member, largest)
-        yield stem + ", ".join(member.images), count, added, *sizes
+        name, *others = member.images
+        yield stem + name, count, added, human_size(member.own), human_size(member.shared), _bar(member, largest)
+        for other in others:
+            yield f"{below}{line}= {other}", "", "", "", "", ""
     else:
         yield f"{stem}…", count, added, "", "", ""
     if layers:
-        line = "│ " if member.children else "  "
         for number, diff_id, size in member.layers:
             yield f"{below}{line} {number} {diff_id.short}", "", human_size(size), "", "", ""
     for place, child in enumerate(member.children, 1):
