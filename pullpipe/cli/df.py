@@ -10,6 +10,27 @@ from pullpipe.progress import human_size
 
 HELP = "tell what takes how much room in the store"
 
+_KINDS = ("blobs", "layers", "containers", "partials", "leftovers")
+JSON = {
+    "an object with": {
+        "images": "a list",
+        "images.reference": "the image's name in full",
+        "images.blobs": "bytes of its layers, compressed, as far as they are kept",
+        "images.unpacked": "bytes of its layers' files",
+        "images.shared": "of those, bytes of layers that other images have, too",
+        "images.unique": "of those, bytes of layers that no other image has",
+        **{
+            field: text
+            for kind in _KINDS
+            for field, text in (
+                (f"{kind}.count", "how many"),
+                (f"{kind}.size", "bytes"),
+                (f"{kind}.unused", "bytes of those that nothing needs, or that have ended"),
+            )
+        },
+    }
+}
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="tell it of each image, too")
@@ -17,13 +38,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """--format json has, in bytes:
-
-    images: a list of reference, blobs (compressed), unpacked, shared (of that, with other images), unique;
-    blobs, layers, containers, partials, leftovers: count, size, unused (what nothing needs, or has ended).
-    """
     found = usage.measure(open_store(arguments, as_root=True))
-    totals = {kind: getattr(found, kind) for kind in ("blobs", "layers", "containers", "partials", "leftovers")}
+    totals = {kind: getattr(found, kind) for kind in _KINDS}
     if arguments.format == "json":
         images = [{**image._asdict(), "shared": image.unpacked - image.unique} for image in found.images]
         print_json({"images": images, **{kind: _described(total) for kind, total in totals.items()}})

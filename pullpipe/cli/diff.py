@@ -16,6 +16,17 @@ from store import NotInStore, Store
 
 HELP = "tell what a container has changed, or one layer in those below it, or what differs between two images"
 
+JSON = {
+    "a list, of each path that differs": {
+        "kind": "A, C or D",
+        "path": "absolute",
+        "what": "of what is changed, not in a container: a list of type, content, target, device, mode, owner, time, "
+        "attributes",
+        "before": "what it was, not in a container, as `ls` has it without link; null for what is added",
+        "after": "what it is, in the same way; null for what is deleted",
+    }
+}
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("table", "json"), default="table", help="json for programs")
@@ -29,9 +40,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """--format json has: kind (A, C or D), path, what (a list of type, content, target, device, mode, owner, time,
-    attributes), before and after, which are null or as in `ls`. Of a container only kind and path are told.
-    """
     store = open_store(arguments, as_root=True)
     if arguments.second is None and "#" not in arguments.first:
         return _of_container(store, arguments)

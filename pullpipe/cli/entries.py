@@ -8,6 +8,19 @@ import time
 
 from pullpipe.look.view import Entry
 
+FIELDS = {
+    "path": "absolute",
+    "type": "file, directory, symlink, character device, block device, fifo, or whiteout",
+    "mode": "octal, as text",
+    "uid": "a number",
+    "gid": "a number",
+    "size": "bytes of a file; else 0",
+    "mtime": "RFC 3339",
+    "target": "of a symlink; else null",
+    "device": "its number, as MAJOR,MINOR; else null",
+    "opaque": "whether it is a directory that hides what the layers below have there",
+    "layer": "the number of the layer that it comes from; 0 where none says what it is",
+}
 _TYPES = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "directory",
@@ -43,9 +56,7 @@ def moment(entry: Entry, form: str) -> str:
 
 
 def as_json(entry: Entry) -> dict[str, object]:
-    """path, type, mode (octal), uid, gid, size (bytes, of a file), mtime (RFC 3339), target (of a symlink), device (its
-    number), opaque, layer (the number of the one that it comes from).
-    """
+    """As `FIELDS` says."""
     status = entry.status
     nanoseconds = status.st_mtime_ns % 10**9
     return {

@@ -11,6 +11,14 @@ from pullpipe.cli.common import add_jobs_option, print_json, printable
 from pullpipe.progress import FACES
 from pullpipe.verify import Finding, State
 
+FIELDS = {
+    "state": "damaged, mended (by repair), unchecked, orphan (nothing leads to it), or leftover",
+    "kind": "blob, layer, variant, stack, image, container, index or file",
+    "name": "a digest, a reference, an id, or a path below the store's root",
+    "problem": "in words",
+    "users": "a list of the images, and of the containers as `container NAME`, that need it",
+    "remedy": "in words; empty where there is none",
+}
 _WORDS: dict[State, str] = {
     "damaged": "damaged",
     "mended": "mended",

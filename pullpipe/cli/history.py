@@ -11,6 +11,19 @@ from pullpipe.look.layers import Step
 from pullpipe.progress import human_size
 
 HELP = "tell the steps that an image was made in, the last one first"
+JSON = {
+    "a list, of each step": {
+        "created": "most often RFC 3339; empty where its author does not say, as with the next three",
+        "created_by": "the command",
+        "author": "who",
+        "comment": "why",
+        "empty_layer": "whether it made no layer; if so, the next three are null",
+        "layer": "the layer's number; 1 is the lowest",
+        "digest": "of the layer's blob",
+        "diff_id": "of its tar archive",
+        "size": "bytes of the layer's files; 0 without a layer, null where its tree is missing",
+    }
+}
 _WIDTH = 45  # as Docker's
 
 
@@ -21,9 +34,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """--format json has: created, created_by, author, comment, empty_layer; and layer (its number, 1 is the lowest),
-    digest, diff_id, size (bytes, unpacked), which are null where there is none.
-    """
     store = open_store(arguments)
     steps = layers.history(store, Chosen(Chosen.image(arguments.reference)).find(store))[::-1]
     if arguments.format == "json":

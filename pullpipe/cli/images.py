@@ -9,6 +9,16 @@ from pullpipe.cli.common import open_store, print_json, print_table
 from pullpipe.progress import human_size
 
 HELP = "list the images in the store"
+JSON = {
+    "a list, of each image": {
+        "reference": "its name in full",
+        "digest": "of its manifest",
+        "platform": "such as linux/arm64/v8",
+        "layers": "how many",
+        "size": "bytes of its layers, compressed",
+        "created": "RFC 3339; empty where its author does not say",
+    }
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +26,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """--format json has: reference, digest, platform, layers (how many), size (bytes, compressed), created."""
     store = open_store(arguments)
     found = []
     for record in sorted(store.images):

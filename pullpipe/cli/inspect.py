@@ -16,14 +16,75 @@ from store import Container, Store
 
 HELP = "show all that is known of an image or a container, as JSON"
 
+JSON = {
+    "of an image": {
+        "reference": "its name in full",
+        "digest": "of its manifest",
+        "resolved": "what the registry gave for the name: an index's digest, or the manifest's",
+        "layers": "the lowest first",
+        "layers.digest": "of its blob",
+        "layers.diff_id": "of its tar archive",
+        "layers.media_type": "of its blob",
+        "layers.size": "bytes, compressed",
+        "layers.unpacked_size": "bytes of its files; null, as the next one, where the layer's tree is missing",
+        "layers.entries": "how many its archive has",
+        "layers.directory": "where its tree is",
+        "manifest": "as it came",
+        "config": "as it came",
+    },
+    "of a container, by Docker's names": {
+        "Id": "in full",
+        "Created": "RFC 3339",
+        "Name": "without Docker's slash",
+        "Image": "the digest of its image's manifest",
+        "State.Status": "running, exited, killed, mounted or unmounted",
+        "State.Running": "whether it does",
+        "State.Pid": "its first process, as the machine sees it; 0 if it does not run",
+        "State.ExitCode": "null as long as there is none",
+        "State.OOMKilled": "whether the kernel has killed something in it because memory ran out",
+        "State.StartedAt": "RFC 3339; empty if not",
+        "State.FinishedAt": "RFC 3339; empty if not",
+        "Config.Image": "its image's name in full",
+        "Config.Hostname": "its host name",
+        "Config.User": "who runs it, as it was said; empty is root",
+        "Config.Env": "a list of NAME=VALUE",
+        "Config.Cmd": "the command, a list of words, with the image's entrypoint",
+        "Config.WorkingDir": "where it starts",
+        "Config.Labels": "an object",
+        "Config.Tty": "whether it has a terminal of its own",
+        "Config.OpenStdin": "whether it has standard input",
+        "Config.StopSignal": "what `stop` sends",
+        "Config.StopTimeout": "seconds until `stop` sends SIGKILL; -1 is never",
+        "HostConfig.AutoRemove": "whether it goes when the command has ended",
+        "HostConfig.NetworkMode": "host, none or private",
+        "HostConfig.PortBindings": 'an object, such as {"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}',
+        "HostConfig.ReadonlyRootfs": "whether its root is",
+        "HostConfig.Memory": "bytes; null, as the other limits, where there is none",
+        "HostConfig.MemorySwap": "bytes, memory and swap together; -1 is no limit",
+        "HostConfig.MemoryReservation": "bytes",
+        "HostConfig.Cpus": "a number, such as 1.5",
+        "HostConfig.CpuShares": "a number; 1024 is the usual",
+        "HostConfig.CpusetCpus": "a list as text, such as 0-2,4",
+        "HostConfig.PidsLimit": "how many processes and threads",
+        "Mounts.Type": "bind or tmpfs; Mounts is a list",
+        "Mounts.Source": "the path on the machine",
+        "Mounts.Destination": "the path in the container",
+        "Mounts.RW": "whether it can be written to",
+        "LogPath": "where its output is; empty where that is not kept",
+        "GraphDriver.Name": "always overlay",
+        "GraphDriver.Data.UpperDir": "what it has changed",
+        "GraphDriver.Data.WorkDir": "the kernel's own",
+        "MountedAt": "the directory of `pullpipe mount`; empty for a container that was run",
+    },
+}
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=("json",), help="what it prints anyway")
     parser.add_argument("name", metavar="REF|CONTAINER")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Of an image: reference, digest, resolved, layers, and the manifest and config as they came. Of a container: much
-    of what Docker shows, by Docker's names; ExitCode is null as long as there is none."""
     store = open_store(arguments)
     found = local.container_or_image(store, arguments.name)
     print_json(_image(store, found) if isinstance(found, LocalImage) else _container(store, found))
@@ -94,7 +155,7 @@ def _container(store: Store, container: Container) -> dict[str, Any]:
             "NetworkMode": settings.network,
             "PortBindings": settings.ports,
             "ReadonlyRootfs": settings.read_only,
-            **{_LIMITS[name]: value for name, value in settings.limits.items() if name in _LIMITS},
+            **{shown: settings.limits.get(name) for name, shown in _LIMITS.items()},
         },
         "Mounts": list(settings.mounts),
         "LogPath": log if os.path.exists(log := logs.path(store, container)) else "",

@@ -11,6 +11,19 @@ from pullpipe.look.layers import LayerFacts
 from pullpipe.progress import human_size
 
 HELP = "list an image's layers, the lowest first, and which other images share them"
+JSON = {
+    "a list, of each layer": {
+        "number": "1 is the lowest",
+        "digest": "of its blob",
+        "diff_id": "of its tar archive",
+        "media_type": "of its blob",
+        "size": "bytes, compressed",
+        "unpacked_size": "bytes of its files; null, as the next two, where the layer's tree is missing",
+        "entries": "how many its archive has",
+        "whiteouts": "how many of those take a name of the layers below away",
+        "shared_with": "references of the other images that have it",
+    }
+}
 _NAMES = 2  # of images that share a layer, in the table
 
 
@@ -21,9 +34,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """--format json has: number (1 is the lowest), digest, diff_id, media_type, size (bytes, compressed), and
-    unpacked_size, entries, whiteouts (null where the layer's tree is missing), shared_with (a list of references).
-    """
     store = open_store(arguments)
     found = layers.layers(store, Chosen(Chosen.image(arguments.reference)).find(store))
     if arguments.format == "json":

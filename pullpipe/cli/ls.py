@@ -7,12 +7,16 @@ import stat
 from collections.abc import Iterator
 
 from pullpipe.cli.common import open_store, print_json, printable
-from pullpipe.cli.entries import as_json, device, is_device, moment
+from pullpipe.cli.entries import FIELDS, as_json, device, is_device, moment
 from pullpipe.look.chosen import Chosen
 from pullpipe.look.view import Entry, View
 
 _REST = 28  # characters of a line before the name, but for owner and size
 HELP = "list what is in an image, and which layer each file comes from; or in one layer, as `tar --list` does"
+
+JSON = {
+    "a list, of each file": {**FIELDS, "link": "the name that the same file has earlier in the list; null for none"},
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +33,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """--format json has a list of what `entries.as_json` says, each with link: the first of several names of a file."""
     chosen = Chosen.parse(arguments.reference)
     store = open_store(arguments, as_root=True)
     view = View.of(store, chosen.find(store), chosen.layer)

@@ -9,9 +9,11 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pullpipe import __version__
+from pullpipe.cli import module_of
 from pullpipe.cli.whole import every_command, whole_parser
 
 _ENVIRONMENT = {
@@ -25,7 +27,8 @@ _ENVIRONMENT = {
 }
 _HEAD = (
     "Made of the program itself (`make docs`). Every command also takes `--root DIR`, which names the store, "
-    "`--log-level debug`, which shows tracebacks, and `--help`."
+    "`--log-level debug`, which shows tracebacks, and `--help`. "
+    "The fields that `--format json` prints keep their names and meanings."
 )
 _EXIT = {
     "0": "It went well.",
@@ -51,6 +54,7 @@ class Command(NamedTuple):
     more: str
     arguments: list[Item]
     options: list[Item]
+    json: dict[str, list[Item]]  # the fields that --format json has, by what they are of
 
     @property
     def synopsis(self) -> str:
@@ -74,6 +78,10 @@ def _command(name: str, parser: argparse.ArgumentParser) -> Command:
         parser.epilog or "",
         [_item(parser, action) for action in own if not action.option_strings],
         [_item(parser, action) for action in own if action.option_strings],
+        {
+            of: [Item(field, text) for field, text in fields.items()]
+            for of, fields in getattr(module_of(name.split()[0]), "JSON", {}).items()
+        },
     )
 
 
@@ -108,10 +116,16 @@ def markdown() -> str:
         lines += ["", f"## pullpipe {each.name}", "", each.text, *(["", each.more] if each.more else [])]
         lines += ["", f"    {each.synopsis}"]
         if items := [*each.arguments, *each.options]:
-            lines += ["", "| | |", "|---|---|", *(f"| `{_cell(item.words)}` | {_cell(item.text)} |" for item in items)]
+            lines += _rows(items)
+        for of, fields in each.json.items():
+            lines += ["", f"`--format json` prints {of}:", *_rows(fields)]
     for title, texts in (("Environment", _ENVIRONMENT), ("Exit codes", _EXIT)):
         lines += ["", f"## {title}", "", "| | |", "|---|---|", *(f"| {key} | {text} |" for key, text in texts.items())]
     return "\n".join(lines) + "\n"
+
+
+def _rows(items: Sequence[Item]) -> list[str]:
+    return ["", "| | |", "|---|---|", *(f"| `{_cell(item.words)}` | {_cell(item.text)} |" for item in items)]
 
 
 def _cell(text: str) -> str:
@@ -141,6 +155,9 @@ def man() -> str:
         lines += [f".SS {_roff(each.synopsis)}", _roff(f"{each.text} {each.more}".strip())]
         for item in [*each.arguments, *each.options]:
             lines += [".TP", f".B {_roff(item.words)}", _roff(item.text)]
+        for of, fields in each.json.items():
+            lines += [".PP", _roff(f"--format json prints {of}:")]
+            lines += [line for field in fields for line in (".TP", f".B {_roff(field.words)}", _roff(field.text))]
     for title, texts in (("ENVIRONMENT", _ENVIRONMENT), ("EXIT STATUS", _EXIT)):
         lines.append(f".SH {title}")
         for key, text in texts.items():

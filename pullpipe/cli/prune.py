@@ -12,7 +12,13 @@ from pullpipe.errors import BadArgument
 from pullpipe.progress import human_size
 
 HELP = "remove what nothing needs: blobs and layers, partial downloads of last week, what a crash left"
-
+JSON = {
+    "a list, of all that is removed": {
+        "kind": "container, image, layer, blob, partial or leftover",
+        "name": "a container's name, a reference, a digest, or a file's name",
+        "size": "bytes; an image's are those of its layers and blobs, which stand for themselves",
+    }
+}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _AGE = re.compile(r"([0-9]{1,9}[smhdw])+")
 
@@ -33,7 +39,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """--format json has: kind (container, image, layer, blob, partial, leftover), name, size (bytes)."""
     wanted = _wanted(arguments)
     store = open_store(arguments, as_root=True)
     found = usage.waste(store, wanted)

@@ -14,7 +14,19 @@ from pullpipe.runner.settings import Settings
 from store import Container, Store
 
 HELP = "list the containers, running and ended"
-
+JSON = {
+    "a list, of each container": {
+        "id": "in full",
+        "name": "its own",
+        "image": "its image's name in full",
+        "command": "a list of words",
+        "created": "seconds since 1970",
+        "status": "running, exited (CODE), killed, mounted at DIR, or unmounted",
+        "exit_code": "null as long as there is none",
+        "out_of_memory": "whether the kernel has killed something in it for that",
+        "labels": "an object",
+    }
+}
 _UNITS = (("week", 604800), ("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
 
@@ -34,8 +46,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """--format json has: id, name, image, command (a list), created (seconds since 1970), status, exit_code,
-    out_of_memory, labels."""
     store = open_store(arguments)
     containers = [one for one in store.containers if all(_matches(store, one, text) for text in arguments.filter)]
     if arguments.format == "json":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pullpipe.cli.common import add_registry_options, open_store, reporting, run_until_signal
-from pullpipe.cli.findings import add_options, tell
+from pullpipe.cli.findings import FIELDS, add_options, tell
 from pullpipe.cli.registries import OF_ONE_REGISTRY, access_to, only_registry
 from pullpipe.progress import Progress
 from pullpipe.reference import Reference
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pullpipe.registry.client import RegistryClient
 
 HELP = "mend what `verify --deep` finds: from the blobs, from the registry, or by removal"
+JSON = {"a list, of each finding": FIELDS}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """--format json has what that of `verify` has; the state is damaged, mended or unchecked."""
     store = open_store(arguments, as_root=True)
     references = [str(Reference.parse(text)) for text in arguments.references]
     registry = "" if arguments.no_fetch else _only_registry(store, references, arguments)

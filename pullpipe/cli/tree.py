@@ -12,6 +12,18 @@ from pullpipe.look.family import Member, family
 from pullpipe.progress import human_size
 
 HELP = "show which images are built on which, and how much of them is shared"
+JSON = {
+    "a list, of each image that is built on no other": {
+        "images": "its names; none where several images go on from here, each in its way",
+        "layers": "those that it has on top of what it is built on, the lowest first",
+        "layers.number": "1 is the lowest of all",
+        "layers.diff_id": "of its tar archive",
+        "layers.size": "bytes of its files",
+        "own": "bytes of the files of all its layers that no other image has",
+        "shared": "the same, of those that others have",
+        "children": "what is built on it: a list of the same",
+    }
+}
 _BAR = 24  # characters that the largest image takes
 _PLAIN = str.maketrans({"├": "|", "└": "`", "─": "-", "│": "|", "█": "#", "░": ".", "…": "."})
 
@@ -28,9 +40,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """--format json has a list of objects with images (references, none where several go on in their own ways), layers
-    (a list of number, diff_id, size), own, shared (of these images' layers, in bytes unpacked), children (the same).
-    """
     store = open_store(arguments)
     wanted = [Chosen.parse(text).find(store).record.reference for text in arguments.references]
     members = family(store, wanted)

@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Collection
 
 from pullpipe.cli.common import open_store, reporting, run_until_signal
-from pullpipe.cli.findings import add_options, tell
+from pullpipe.cli.findings import FIELDS, add_options, tell
 from pullpipe.reference import Reference
 from pullpipe.verify import Finding, Key, Survey
 
 HELP = "check that the store, or what images lead to, is whole"
+JSON = {"a list, of each finding": FIELDS}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +24,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """--format json has, of each finding: state (damaged, unchecked, orphan, leftover), kind (blob, layer, variant,
-    stack, image, container, index, file), name, problem, users (images, `container NAME`), remedy."""
     store = open_store(arguments, as_root=True)
     references = [str(Reference.parse(text)) for text in arguments.references]
     with store.shared():
