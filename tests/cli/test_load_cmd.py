@@ -117,7 +117,7 @@ class TestDockerArchive:
     @pytest.mark.parametrize("compression", [None, "gzip"])
     @pytest.mark.parametrize("wrapping", ["plain", "gzip"])
     def test_file(self, cli: Cli, tmp_path: Path, compression: Compression, wrapping: str) -> None:
-        """As `docker save` and download-frozen-image.sh write it, compressed as a whole or not."""
+        """In the form of `docker save` and of download-frozen-image.sh, written by us; compressed as a whole or not."""
         path = docker_archive(tmp_path / "saved.tar", compression=compression)
         if wrapping == "gzip":
             path.write_bytes(gzip.compress(path.read_bytes()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -28,6 +29,29 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sequence[str]]:
     subprocess.run([*command, "rmi", "--all", "--force"], check=True, capture_output=True)
     _unmount_below(top)
     shutil.rmtree(run)
+
+
+class Podman:
+    """Its storage, with nothing in it before and after each test."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
+
+    def __call__(self, *arguments: str | Path, stdin: bytes = b"") -> bytes:
+        done = subprocess.run([*self._command, *arguments], input=stdin, capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def facts(self, name: str) -> tuple[str, list[str]]:
+        """The id, and the diffIDs."""
+        [found] = json.loads(self("image", "inspect", name))
+        return f"sha256:{found['Id']}", found["RootFS"]["Layers"]
+
+
+@pytest.fixture
+def clean_podman(podman: Sequence[str]) -> Iterator[Podman]:
+    yield Podman(podman)
+    subprocess.run([*podman, "rmi", "--all", "--force"], check=True, capture_output=True)
 
 
 def _unmount_below(top: Path) -> None:

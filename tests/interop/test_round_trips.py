@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -25,6 +25,7 @@ import zstandard
 from pullpipe.cli import main
 from tests.cli.rig import digest_of, document, umoci_tree
 from tests.conftest import PROJECT, require
+from tests.interop.conftest import Podman
 from tests.support.images import (
     HOST_PLATFORM,
     INDEX,
@@ -265,29 +266,6 @@ def test_umoci(pulled: Pulled, tmp_path: Path) -> None:
 def comparable(tree: Snapshot) -> Snapshot:
     """Without the times of directories, which unpacking a whiteout changes."""
     return {path: replace(node, mtime_ns=0) if node.type == "directory" else node for path, node in tree.items()}
-
-
-class Podman:
-    """Its storage, with nothing in it before and after each test."""
-
-    def __init__(self, command: Sequence[str]) -> None:
-        self._command = command
-
-    def __call__(self, *arguments: str | Path, stdin: bytes = b"") -> bytes:
-        done = subprocess.run([*self._command, *arguments], input=stdin, capture_output=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def facts(self, name: str) -> tuple[str, list[str]]:
-        """The id, and the diffIDs."""
-        [found] = json.loads(self("image", "inspect", name))
-        return f"sha256:{found['Id']}", found["RootFS"]["Layers"]
-
-
-@pytest.fixture
-def clean_podman(podman: Sequence[str]) -> Iterator[Podman]:
-    yield Podman(podman)
-    subprocess.run([*podman, "rmi", "--all", "--force"], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("form", ["docker-archive", "oci-archive"])

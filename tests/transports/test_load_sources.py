@@ -222,7 +222,7 @@ class TestContents:
         assert loaded(tmp_path / "a.tar", tmp_path) == loaded(tmp_path / "b.tar", tmp_path)
 
     def test_docker_archive_as_directory(self, tmp_path: Path) -> None:
-        """An archive that was unpacked, or moby's download-frozen-image-v2.sh."""
+        """An archive that was unpacked; what moby's download-frozen-image-v2.sh leaves has the same form."""
         write_docker_archive(tmp_path / "a.tar", IMAGE, "a:1")
         (tmp_path / "a").mkdir()
         subprocess.run(["tar", "-xf", tmp_path / "a.tar", "-C", tmp_path / "a"], check=True)
