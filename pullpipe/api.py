@@ -113,7 +113,7 @@ async def pull(
         raise NeedsRoot("to unpack layers takes root's rights; call pullpipe.become_root() first")
     if jobs < 1:
         raise BadArgument(f"jobs is {jobs}, and no layer would ever be pulled; give 1 or more")
-    wanted = Reference.parse(reference)
+    wanted = local.to_pull(store, reference)
     known = hosts()
     places = known.endpoints(wanted, plain_http=plain_http)
     keyring = Keyring(
@@ -137,8 +137,8 @@ def images(store: Store) -> list[Image]:
 
 
 def image(reference: str, store: Store) -> Image:
-    """The image of this name. Raises `NotFound`."""
-    return _image(local.find(store, Reference.parse(reference)))
+    """The image of this name or id. Raises `NotFound`, `InvalidReference`, `BadArgument`."""
+    return _image(local.find(store, reference))
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def mounted(reference: str, directory: str, store: Store, *, writable: bool = Fa
     What is written into a writable one stays, as a container that `commit` makes an image of. Raises `NotFound`,
     `BadArgument`, `KernelRefused`.
     """
-    target = mounts.mount(store, Reference.parse(reference), directory, writable=writable)
+    target = mounts.mount(store, reference, directory, writable=writable)
     try:
         yield target
     finally:
@@ -162,9 +162,9 @@ async def run(
     called from any thread, and as often as one likes at a time. Cancelled, it ends the container.
 
     `options` are those of `pullpipe run`, but for --detach; without a command, the image's is run. What goes wrong in
-    that process is told by its exit code. Raises `InvalidReference`, `BadArgument`.
+    that process is told by its exit code. Raises `InvalidReference`, `BadArgument`, and `NotFound` for an id.
     """
-    Reference.parse(reference)  # it stands where an option could
+    _ = local.by_id(store, reference) or Reference.parse(reference)  # it stands where an option could
     if any(map(_DETACH.fullmatch, options)):
         raise BadArgument("options has --detach, and this waits for the command's end; leave it away")
     words = [sys.executable, "-P", "-m", "pullpipe", "--root", store.root, "run", "--rm", "--quiet"]

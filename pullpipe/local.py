@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from pullpipe.errors import InvalidDocument, InvalidReference, NotFound
+from pullpipe.errors import BadArgument, InvalidDocument, InvalidReference, NotFound
 from pullpipe.oci import DOCUMENT_LIMIT, Descriptor, ImageConfig, Index, Manifest, chain_ids, parse_document
 from pullpipe.outline import Outline, Part
 from pullpipe.platforms import Platform
 from pullpipe.reference import Reference
 from store import Container, Corrupt, Digest, ImageRecord, NotInStore, Store, StoreError
 from store.gc import Marks, Swept, sweep
+
+_ID_LENGTH = 64
+_ID = re.compile(r"(sha256:)?([0-9a-f]{4,64})")
 
 
 class LocalImage(NamedTuple):
@@ -85,12 +89,91 @@ def is_complete(store: Store, record: ImageRecord, *, all_platforms: bool = Fals
     return load_whole(store, record) is not None and (not all_platforms or whole(store, record.resolved))
 
 
-def find(store: Store, reference: Reference) -> LocalImage:
-    """The image of this name. Raises `NotFound` with what to do."""
-    record = store.images.get(str(reference))
+def checked(name: str) -> str:
+    """The text, if it can be the name or the id of an image. Raises `InvalidReference`."""
+    if not _ID.fullmatch(name):
+        Reference.parse(name)
+    return name
+
+
+def find(store: Store, name: str) -> LocalImage:
+    """The image that the name, or an id, means here. Raises as `record_of` does, and as `load`."""
+    return load(store, record_of(store, name))
+
+
+def record_of(store: Store, name: str) -> ImageRecord:
+    """Its record. Raises `InvalidReference`, `NotFound`, and `BadArgument` as `by_id` does."""
+    record = by_id(store, name) or by_name(store, Reference.parse(name))
     if record is None:
-        raise NotFound(f"{reference} is not in the store; `pullpipe pull {reference}` fetches it")
-    return load(store, record)
+        reference = Reference.parse(name)
+        raise NotFound(
+            f"{reference} is not in the store; `pullpipe pull {reference}` fetches it, `pullpipe images` lists what is"
+        )
+    return record
+
+
+def by_name(store: Store, reference: Reference) -> ImageRecord | None:
+    """The image of this name; with a digest, also the name's own image if it has that."""
+    record = store.images.get(str(reference))
+    if record is None and reference.digest is not None:
+        for other in store.images:
+            name = Reference.parse(other.reference)
+            same = name.name == reference.name and reference.tag in (None, name.tag)
+            if same and reference.digest in (other.manifest, other.resolved):
+                return other
+    return record
+
+
+def by_id(store: Store, text: str) -> ImageRecord | None:
+    """The image whose id this is, or begins like this; None for what is, or may be, a name.
+
+    An id is the digest of the image's manifest or config, or its first digits, four at least. Raises `BadArgument`
+    where the ids of several images begin so, and `NotFound` for an id that no image has.
+    """
+    match = _ID.fullmatch(text)
+    if match is None:
+        return None
+    certain = bool(match[1]) or len(match[2]) == _ID_LENGTH
+    if not certain and by_name(store, Reference.parse(text)):
+        return None
+    found: dict[Digest, ImageRecord] = {}
+    for record in store.images:
+        if any(digest.hex.startswith(match[2]) for digest in _ids(store, record)):
+            found.setdefault(record.manifest, record)
+    if len(found) > 1:
+        names = ", ".join(record.reference for record in found.values())
+        raise BadArgument(f"the ids of several images begin with {text}: of {names}; give more of it, or a name")
+    if certain and not found:
+        raise NotFound(f"no image here has the id {text}; `pullpipe images` lists what is here")
+    return next(iter(found.values()), None)
+
+
+def _ids(store: Store, record: ImageRecord) -> Iterator[Digest]:
+    yield record.manifest
+    with suppress(InvalidDocument, StoreError):
+        yield manifest_of(store, record).config.digest
+
+
+def only_name(store: Store, name: str) -> str:
+    """The reference of that image, for what changes or removes it: an id does if the image has no other name.
+
+    Raises as `record_of` does.
+    """
+    record = record_of(store, name)
+    names = [one.reference for one in store.images if one.manifest == record.manifest]
+    if len(names) > 1 and by_id(store, name):
+        raise BadArgument(f"{name} is the id of {', '.join(names)}; say which name is meant")
+    return record.reference
+
+
+def to_pull(store: Store, name: str) -> Reference:
+    """What to ask a registry for. Raises `InvalidReference`, and `BadArgument` for what is the id of an image here."""
+    if record := by_id(store, name):
+        raise BadArgument(
+            f"{name} is the id of an image that is here, and no registry's name; `pullpipe pull {record.reference}` "
+            "has it as its registry has it now"
+        )
+    return Reference.parse(name)
 
 
 def container_or_image(store: Store, name: str) -> Container | LocalImage:
@@ -101,10 +184,11 @@ def container_or_image(store: Store, name: str) -> Container | LocalImage:
     try:
         container = store.containers.find(name)
     except NotInStore:
-        return find(store, Reference.parse(name))
+        return find(store, name)
     if name not in (container.name, container.id):
-        with suppress(NotFound, InvalidReference):
-            return find(store, Reference.parse(name))
+        with suppress(InvalidReference):
+            if record := by_name(store, Reference.parse(name)):
+                return load(store, record)
     return container
 
 
@@ -160,9 +244,9 @@ def neighbours(store: Store, reference: Reference) -> dict[Digest, str]:
     }
 
 
-def remove(store: Store, reference: Reference) -> Swept:
+def remove(store: Store, reference: str) -> Swept:
     """Removes the image's record, and what no other image and no container needs. Raises `NotInStore`."""
-    store.images.remove(str(reference))
+    store.images.remove(reference)
     return collect(store)
 
 

@@ -6,11 +6,10 @@ import os
 
 from pullpipe import linux, local, stack
 from pullpipe.errors import BadArgument
-from pullpipe.reference import Reference
 from store import Store
 
 
-def mount(store: Store, reference: Reference, directory: str, *, writable: bool = False) -> str:
+def mount(store: Store, name: str, directory: str, *, writable: bool = False) -> str:
     """Shows the image's stacked layers at the directory, whose real path is returned.
 
     Raises `NotFound`, `BadArgument`, `KernelRefused`, `StoreError`, `OSError`.
@@ -21,7 +20,7 @@ def mount(store: Store, reference: Reference, directory: str, *, writable: bool 
     if os.path.ismount(target):
         raise BadArgument(f"something is mounted at {target} already; `pullpipe umount {target}` if it is ours")
     with store.shared():
-        image = local.find(store, reference)
+        image = local.find(store, name)
         container, lock = store.containers.create(
             image=image.record.reference,
             manifest=image.record.manifest,

@@ -9,9 +9,9 @@ import os
 from pullpipe import local
 from pullpipe.cli.common import add_owners_option, open_store, reporting, run_until_signal
 from pullpipe.errors import BadArgument, RunError
+from pullpipe.look.chosen import Chosen
 from pullpipe.pipe.flatten import flatten
 from pullpipe.progress import FACES
-from pullpipe.reference import Reference
 from pullpipe.runner import command, spec
 from pullpipe.runner.command import Overrides
 from pullpipe.runner.walls import Network, Walls
@@ -29,8 +29,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    name = Chosen.image(arguments.reference)
     store = open_store(arguments, as_root=True)
-    image = local.find(store, Reference.parse(arguments.reference))
+    image = local.find(store, name)
     if os.path.isdir(arguments.directory) and os.listdir(arguments.directory):
         raise BadArgument(f"{arguments.directory} is not empty; name a new directory")
     rootfs = os.path.join(arguments.directory, "rootfs")

@@ -31,12 +31,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     reference = Chosen.image(arguments.reference)
-    name = new_name(arguments.tag or str(reference))
     changes = changes_of(arguments)
     store = open_store(arguments, as_root=True)
     from pullpipe.change.record import draft_of
 
     image = local.find(store, reference)
+    name = new_name(arguments.tag or local.only_name(store, reference))
     over = may_be(store, name, arguments, image.record)
     draft = draft_of(store, image).changed(changes, note_of(arguments, "pullpipe config"))
     make(store, draft, name, over, arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from pullpipe import local
 from pullpipe.cli.common import open_store, print_json, printable
 from pullpipe.cli.entries import as_json
 from pullpipe.errors import BadArgument
@@ -89,5 +90,5 @@ def _changes(store: Store, arguments: argparse.Namespace) -> Iterator[Change]:
     if arguments.second is None:
         assert first.layer is not None
         return changes.of_layer(store, first.find(store), first.layer)
-    images = [Chosen(Chosen.image(text)).find(store) for text in (arguments.first, arguments.second)]
+    images = [local.find(store, Chosen.image(text)) for text in (arguments.first, arguments.second)]
     return changes.changes(*(View.of(store, image) for image in images))

@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
+from pullpipe import local
 from pullpipe.cli.common import open_store
 from pullpipe.local import LocalImage
 from pullpipe.look.chosen import Chosen
@@ -24,9 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    reference = Chosen.image(arguments.reference)
+    name = Chosen.image(arguments.reference)
     store = open_store(arguments, as_root=True)
-    image = Chosen(reference).find(store)
+    image = local.find(store, name)
     return explain(store, image, Overrides(tuple(arguments.command)), plain_http=arguments.plain_http)
 
 

@@ -7,9 +7,12 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
+from pullpipe import local
 from pullpipe.cli.common import add_jobs_option, print_json, printable
 from pullpipe.progress import FACES
+from pullpipe.reference import Reference
 from pullpipe.verify import Finding, State
+from store import Store
 
 FIELDS = {
     "state": "damaged, mended (by repair), unchecked, orphan (nothing leads to it), or leftover",
@@ -35,6 +38,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--progress", choices=FACES, default="auto", help="what standard error shows of it")
     parser.add_argument("-q", "--quiet", action="store_true", help="show nothing but the result")
     parser.add_argument("references", metavar="REF", nargs="*", help="look at these images only")
+
+
+def reference_of(store: Store, text: str) -> str:
+    """Of an image that may be there or not: the store may be so damaged that it cannot be asked for names."""
+    record = local.by_id(store, text)
+    return record.reference if record else str(Reference.parse(text))
 
 
 def tell(findings: Sequence[Finding], arguments: argparse.Namespace) -> int:

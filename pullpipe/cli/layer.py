@@ -64,9 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
         if (number is None) == (arguments.number is None):
             raise BadArgument(f"which layer to leave out is to be said once: {reference}#N, or {reference} N")
         arguments.number = number or arguments.number
-    name = new_name(arguments.tag or str(reference))
     store = open_store(arguments, as_root=True)
     image = local.find(store, reference)
+    name = new_name(arguments.tag or local.only_name(store, reference))
     (_add if arguments.action == "add" else _drop)(store, image, name, arguments)
     return 0
 

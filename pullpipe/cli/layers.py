@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from pullpipe import local
 from pullpipe.cli.common import open_store, print_json, print_table
 from pullpipe.look import layers
 from pullpipe.look.chosen import Chosen
@@ -35,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     store = open_store(arguments)
-    found = layers.layers(store, Chosen(Chosen.image(arguments.reference)).find(store))
+    found = layers.layers(store, local.find(store, Chosen.image(arguments.reference)))
     if arguments.format == "json":
         print_json([as_json(layer) for layer in found])
     else:

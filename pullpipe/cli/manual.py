@@ -30,6 +30,10 @@ _HEAD = (
     "`--log-level debug`, which shows tracebacks, and `--help`. "
     "The fields that `--format json` prints keep their names and meanings."
 )
+_IMAGES = (
+    "An image that is here can be called by its name; by its id, which is its digest, as `images` shows it, or its "
+    "config's, or four or more of the first digits of one; and by NAME@DIGEST, where NAME has that digest."
+)
 _EXIT = {
     "0": "It went well.",
     "1": "It did not; one line on standard error says why, and what to do.",
@@ -110,6 +114,8 @@ def markdown() -> str:
         "",
         _HEAD,
         "",
+        _IMAGES,
+        "",
         *(f"- [`{each.name}`](#pullpipe-{each.name.replace(' ', '-')}): {each.text}" for each in commands()),
     ]
     for each in commands():
@@ -143,6 +149,7 @@ def man() -> str:
         r"[\-\-root DIR] COMMAND [OPTION\[u2026]] [ARGUMENT\[u2026]]",
         ".SH DESCRIPTION",
         "Images are pulled into a store, a directory, whose layers are shared by all images and containers.",
+        _roff(_IMAGES),
         "Every command also takes",
         r".BR \-\-root ,",
         "which names the store,",

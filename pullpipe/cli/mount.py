@@ -7,8 +7,8 @@ import os
 
 from pullpipe.cli.common import open_store
 from pullpipe.errors import NeedsRoot
+from pullpipe.look.chosen import Chosen
 from pullpipe.mounts import mount
-from pullpipe.reference import Reference
 
 HELP = "show an image's stacked layers at a directory, read-only unless told otherwise"
 
@@ -25,6 +25,6 @@ def run(arguments: argparse.Namespace) -> int:
             "without root a mount can be seen in its own namespace only; `pullpipe unpack` makes a tree that "
             "can be seen, `pullpipe unshare` leads into such a namespace, or use sudo"
         )
-    store = open_store(arguments)
-    print(mount(store, Reference.parse(arguments.reference), arguments.directory, writable=arguments.rw))
+    name = Chosen.image(arguments.reference)
+    print(mount(open_store(arguments), name, arguments.directory, writable=arguments.rw))
     return 0

@@ -18,11 +18,12 @@ def provide(store: Store, reference: Reference, arguments: argparse.Namespace) -
     """
     platform = platform_of(arguments)
     all_platforms: bool = getattr(arguments, "all_platforms", False)
-    record = store.images.get(str(reference))
+    as_here = arguments.policy in ("missing", "never")
+    record = local.by_name(store, reference) if as_here else store.images.get(str(reference))
     distance = platform.distance(local.platform_of(record)) if record is not None else None
     if distance is None or record is None or not local.is_complete(store, record, all_platforms=all_platforms):
         record = None
-    if record is not None and (arguments.policy in ("missing", "never") or (reference.digest and distance == 0)):
+    if record is not None and (as_here or (reference.digest and distance == 0)):
         return record
     if arguments.policy == "never":
         wanted = "all platforms" if all_platforms else platform

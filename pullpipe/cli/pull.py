@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+from pullpipe import local
 from pullpipe.cli.common import add_pull_options, open_store
 from pullpipe.cli.provide import provide
 from pullpipe.cli.registries import only_registry
 from pullpipe.errors import BadArgument
-from pullpipe.reference import Reference
+from pullpipe.look.chosen import Chosen
 
 HELP = "fetch images and unpack them while they arrive; prints the digests of their manifests"
 
@@ -28,11 +29,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.all_platforms and arguments.discard_blobs:
         raise BadArgument("--all-platforms is about blobs, and --discard-blobs keeps none: leave one of them away")
-    references = [Reference.parse(text) for text in arguments.references]
+    names = [Chosen.image(text) for text in arguments.references]
+    store = open_store(arguments, as_root=True)
+    references = [local.to_pull(store, name) for name in names]
     if len(references) > 1 and arguments.trace:
         raise BadArgument("--trace is of one image: name one")
     only_registry(references, arguments)
-    store = open_store(arguments, as_root=True)
     for reference in references:
         print(provide(store, reference, arguments).manifest, flush=True)
     return 0

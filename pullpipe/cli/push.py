@@ -25,10 +25,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    reference = Chosen.image(arguments.reference)
-    destination = Reference.parse(arguments.destination) if arguments.destination else reference
+    name = Chosen.image(arguments.reference)
     store = open_store(arguments)
-    image = local.find(store, reference)
+    image = local.find(store, name)
+    reference = image.record.reference
+    destination = Reference.parse(arguments.destination or local.only_name(store, name))
     found = export(store, image)
     if destination.digest not in (None, found.digest):
         raise BadArgument(

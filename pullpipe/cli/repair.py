@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pullpipe.cli.common import add_registry_options, open_store, reporting, run_until_signal
-from pullpipe.cli.findings import FIELDS, add_options, tell
+from pullpipe.cli.findings import FIELDS, add_options, reference_of, tell
 from pullpipe.cli.registries import OF_ONE_REGISTRY, access_to, only_registry
 from pullpipe.progress import Progress
 from pullpipe.reference import Reference
@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     store = open_store(arguments, as_root=True)
-    references = [str(Reference.parse(text)) for text in arguments.references]
+    references = [reference_of(store, text) for text in arguments.references]
     registry = "" if arguments.no_fetch else _only_registry(store, references, arguments)
     from pullpipe.pipe.repair import repair
 

@@ -7,8 +7,8 @@ import sys
 
 from pullpipe import local
 from pullpipe.cli.common import open_store
+from pullpipe.look.chosen import Chosen
 from pullpipe.progress import counted, human_size
-from pullpipe.reference import Reference
 from store import InUse
 
 HELP = "remove images, and the layers that nothing else needs"
@@ -19,10 +19,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    names = [Chosen.image(text) for text in arguments.references]
     store = open_store(arguments, as_root=True)
-    for text in arguments.references:
-        reference = Reference.parse(text)
-        users = [container.name for container in store.containers if container.image == str(reference)]
+    for name in names:
+        reference = local.only_name(store, name)
+        users = [container.name for container in store.containers if container.image == reference]
         if users:
             raise InUse(f"{reference} is used by {', '.join(users)}; `pullpipe rm {' '.join(users)}` first")
         swept = local.remove(store, reference)

@@ -12,6 +12,7 @@ from pullpipe.cli.limits import add_limit_options, limits_of
 from pullpipe.cli.provide import provide
 from pullpipe.cli.walls import add_wall_options, walls_of
 from pullpipe.errors import BadArgument
+from pullpipe.look.chosen import Chosen
 from pullpipe.reference import Reference
 from pullpipe.runner import container
 from pullpipe.runner.command import Overrides
@@ -60,11 +61,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    reference = Reference.parse(arguments.reference)
+    name = Chosen.image(arguments.reference)
     walls, limits = walls_of(arguments), limits_of(arguments)
     env = [variable for path in arguments.env_file for variable in variables(path)]
     store = open_store(arguments, as_root=True)
-    image = local.load(store, provide(store, reference, arguments))
+    image = local.load(store, local.by_id(store, name) or provide(store, Reference.parse(name), arguments))
     overrides = Overrides(
         arguments=tuple(arguments.command),
         entrypoint=arguments.entrypoint,

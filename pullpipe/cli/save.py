@@ -38,13 +38,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    references = sorted({Chosen.image(text) for text in arguments.references}, key=str)
+    wanted = [Chosen.image(text) for text in arguments.references]
     if arguments.output is None and arguments.format == "oci-dir":
         raise BadArgument("an oci-dir is a directory; name it with --output DIR")
     if arguments.output is None and sys.stdout.isatty():
         raise BadArgument("a terminal cannot show an archive; name a file with --output, or redirect standard output")
     store = open_store(arguments)
-    images = [local.find(store, reference) for reference in references]
+    found = {image.record.reference: image for image in (local.find(store, name) for name in wanted)}
+    images = [image for _, image in sorted(found.items())]
     if not arguments.quiet:
         for image in images:
             layers = f"{counted(len(image.manifest.layers), 'layers')}, {human_size(image.size)}"

@@ -31,12 +31,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     reference = Chosen.image(arguments.reference)
-    name = new_name(arguments.tag or str(reference))
     store = open_store(arguments, as_root=True)
     from pullpipe.change import archive, layer
     from pullpipe.change.record import draft_of
 
     image = local.find(store, reference)
+    name = new_name(arguments.tag or local.only_name(store, reference))
     over = may_be(store, name, arguments, image.record)
     draft = draft_of(store, image)
     with stack.merged(stack.lower_of(store, image.chain_id)) as tree:

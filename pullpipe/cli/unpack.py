@@ -6,9 +6,9 @@ import argparse
 
 from pullpipe import local
 from pullpipe.cli.common import add_owners_option, open_store, reporting, run_until_signal
+from pullpipe.look.chosen import Chosen
 from pullpipe.pipe.flatten import flatten
 from pullpipe.progress import FACES
-from pullpipe.reference import Reference
 
 HELP = "apply an image's layers, one after the other, to a directory"
 
@@ -22,8 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    name = Chosen.image(arguments.reference)
     store = open_store(arguments, as_root=True)
-    image = local.find(store, Reference.parse(arguments.reference))
+    image = local.find(store, name)
     with reporting(arguments) as progress:
         run_until_signal(flatten(store, image, arguments.directory, progress, ignore_owners=arguments.ignore_owners))
     print(arguments.directory)

@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Collection
 
 from pullpipe.cli.common import open_store, reporting, run_until_signal
-from pullpipe.cli.findings import FIELDS, add_options, tell
-from pullpipe.reference import Reference
+from pullpipe.cli.findings import FIELDS, add_options, reference_of, tell
 from pullpipe.verify import Finding, Key, Survey
 
 HELP = "check that the store, or what images lead to, is whole"
@@ -25,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     store = open_store(arguments, as_root=True)
-    references = [str(Reference.parse(text)) for text in arguments.references]
+    references = [reference_of(store, text) for text in arguments.references]
     with store.shared():
         survey = Survey(store, references)
     suspects = () if arguments.deep else survey.suspects()

@@ -12,7 +12,6 @@ from typing import NamedTuple
 from pullpipe import local
 from pullpipe.errors import BadArgument
 from pullpipe.local import LocalImage
-from pullpipe.reference import Reference
 from store import Store
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
@@ -21,7 +20,7 @@ _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 class Chosen(NamedTuple):
     """An image; or one layer of it, by its number."""
 
-    reference: Reference
+    name: str  # or an id
     layer: int | None = None
 
     @classmethod
@@ -30,23 +29,23 @@ class Chosen(NamedTuple):
         name, mark, number = text.partition("#")
         if mark and not _NUMBER.fullmatch(number):
             raise BadArgument(f"{text!r} names no layer; {name}#1 is the lowest one of {name}")
-        return cls(Reference.parse(name), int(number) if mark else None)
+        return cls(local.checked(name), int(number) if mark else None)
 
     @classmethod
-    def image(cls, text: str) -> Reference:
-        """For what is about a whole image. Raises `InvalidReference` or `BadArgument`."""
+    def image(cls, text: str) -> str:
+        """The name, for what is about a whole image. Raises `InvalidReference` or `BadArgument`."""
         chosen = cls.parse(text)
         if chosen.layer is not None:
             raise BadArgument(f"{text} is one layer, and this is about an image; leave #{chosen.layer} away")
-        return chosen.reference
+        return chosen.name
 
     def find(self, store: Store) -> LocalImage:
-        """The image, which has such a layer. Raises `NotFound` or `BadArgument`, each with what to do."""
-        image = local.find(store, self.reference)
+        """The image, which has such a layer. Raises as `local.find` does, and `BadArgument`, with what to do."""
+        image = local.find(store, self.name)
         count = len(image.config.diff_ids)
         if self.layer is not None and self.layer > count:
             there = f"its {count} layers are #1 to #{count}" if count > 1 else f"it has {count or 'none'}"
             raise BadArgument(
-                f"{self.reference} has no layer {self.layer}: {there}; `pullpipe layers {self.reference}` lists them"
+                f"{self.name} has no layer {self.layer}: {there}; `pullpipe layers {self.name}` lists them"
             )
         return image

@@ -26,7 +26,6 @@ from pullpipe.oci import Descriptor
 from pullpipe.pipe.pull import Options, Pulled, pull
 from pullpipe.platforms import Platform
 from pullpipe.progress import Progress
-from pullpipe.reference import Reference
 from pullpipe.transports import Document
 from pullpipe.transports.files import Directory
 from pullpipe.transports.layout import LayoutSource
@@ -395,11 +394,11 @@ def test_what_a_pull_relies_on_is_removed(stage: str, tmp_path: Path, store: Sto
 
     for name in ("before", "reverse") if layers_stay else ("before",):
         provide(name, Progress())
-    removed = Reference.parse("example.org/before:1")
+    removed = "example.org/before:1"
     with nothing_left_behind(store):
         provide("wanted", Stages(stage, lambda: local.remove(store, removed)))
-    assert store.images.get(str(removed)) is None
-    image = local.find(store, Reference.parse("example.org/wanted:1"))
+    assert store.images.get(removed) is None
+    image = local.find(store, "example.org/wanted:1")
     assert all(map(os.path.isdir, stack.lower_of(store, image.chain_id)))
     assert len(list(store.variants)) == 1
 
