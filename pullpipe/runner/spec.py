@@ -108,7 +108,8 @@ def image_annotations(config: ImageConfig, document: bytes) -> dict[str, str]:
 def look_inside(rootfs: str, planned: Command) -> Identity:
     """Whom to run it as, by the accounts in that tree; and makes its working directory, where it is missing.
 
-    A process looks that has the tree for its root, so that symlinks lead nowhere else. Raises `RunError`.
+    A process looks that has the tree for its root, so that symlinks lead nowhere else, and devices in it do not open.
+    Raises `RunError`.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -129,8 +130,11 @@ def _look(rootfs: str, planned: Command, writer: int) -> NoReturn:
     try:
         namespace.has("user", 0), namespace.has("group", 0)  # read now: what is /proc in there, the image's author says
         linux.import_nothing_more()
-        os.chroot(rootfs)
-        os.chdir("/")
+        linux.unshare(linux.CLONE_NEWNS)  # without root, mounts are ours in there only
+        tree = linux.clone_tree(rootfs, recursive=True)
+        linux.set_attributes(tree, linux.ATTR_NODEV, recursive=True)
+        os.fchdir(tree)
+        os.chroot(".")
         identity = command.identify(planned.user, planned.groups)
         command.enter_working_directory(planned.working_dir)
         answer: dict[str, Any] = identity._asdict()

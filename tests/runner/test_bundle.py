@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from typing import Any
 import pytest
 
 from pullpipe.runner import capabilities, cgroups, seccomp
-from tests.conftest import Cli, require
+from tests.conftest import PROJECT, Cli, require
 from tests.runner.rig import BASE, Run, containers, error, line, out, pullpipe, started, status
 from tests.runner.test_run_cmd import terminal_of
-from tests.support.images import HOST_PLATFORM, Dir, File, Image, Symlink, write_layout
+from tests.support.images import HOST_PLATFORM, Device, Dir, File, Image, Symlink, write_layout
 from tests.support.processes import PATIENCE, Watched, descendants, until
 from tests.support.users import User, somewhere
 
@@ -136,6 +137,21 @@ def test_accounts_are_looked_up_in_the_image_alone(
         load(Dir("etc"), Symlink("etc/passwd", target), config={"Cmd": ["sh"], "User": "stranger"})
         why = error(cli("bundle", "--quiet", "test", bundle / target.replace("/", "_")), 1)
         assert "no user 'stranger'" in why
+
+
+@pytest.mark.parametrize("device", [(1, 3), (10, 200)])
+def test_devices_of_the_image_do_not_open(
+    device: tuple[int, int], load: Callable[..., None], cli: Cli, bundle: Path, store_root: Path, tmp_path: Path
+) -> None:
+    """In place of a file with accounts: a watchdog, or a tape, would act as soon as it is opened."""
+    load(Dir("etc"), Device("etc/passwd", *device, mode=0o666), config={"Cmd": ["sh"], "User": "1"})
+    trace = tmp_path / "trace"
+    command = (sys.executable, "-m", "pullpipe", "--root", str(store_root), "bundle", "-q", "test", str(bundle))
+    options = ("-f", "-P", "/etc/passwd", "-e", "trace=openat", "-o", str(trace))
+    subprocess.run([require("strace"), *options, *command], cwd=PROJECT, check=True)
+    opened = [row for row in trace.read_text().splitlines() if "openat(" in row]
+    assert opened
+    assert all("EACCES" in row for row in opened), opened
 
 
 def test_a_working_directory_is_made_in_the_image_alone(
