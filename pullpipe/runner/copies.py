@@ -2,7 +2,8 @@
 
 Whatever writes to the tree meanwhile may be hostile. So each directory is opened from the one before it, name by name,
 what is opened is looked at, and what is made has its owner and mode set by its descriptor. Only plain things are
-copied: no devices, no sockets, and no attributes but the user's.
+copied: no devices, no sockets, and no attributes but the user's. Whatever is no directory gets its name when it is
+whole: what it takes the place of is there until then.
 """
 
 from __future__ import annotations
@@ -179,15 +180,25 @@ class Receiver:
 
     def _make(self, path: tuple[bytes, ...], entry: Entry, stream: TarStream) -> None:
         parent, name = self._go(path[:-1]), path[-1]
-        mode = entry.mode & self._rules.mode
         if entry.kind == tarstream.DIRECTORY:
-            self._directory(parent, path, mode, entry)
-            return
-        if entry.kind in (tarstream.CHARACTER, tarstream.BLOCK_DEVICE):
-            return
-        self._make_room(parent, name)
+            self._directory(parent, path, entry)
+        elif entry.kind not in (tarstream.CHARACTER, tarstream.BLOCK_DEVICE):
+            new = f".pullpipe-{os.urandom(8).hex()}".encode()
+            try:
+                self._other(parent, new, entry, stream)
+                os.rename(new, name, src_dir_fd=parent, dst_dir_fd=parent)
+            except IsADirectoryError:
+                raise _refused(path, "a directory of that name is there") from None
+            finally:
+                with suppress(FileNotFoundError):  # it has its name, unless that is of the same file already
+                    os.unlink(new, dir_fd=parent)
+
+    def _other(self, parent: int, name: bytes, entry: Entry, stream: TarStream) -> None:
+        mode = entry.mode & self._rules.mode
         if entry.kind == tarstream.HARDLINK:
             target = self._mapped(entry.linkname)
+            if not target:
+                raise _refused((entry.name,), "it is a hard link to a directory")
             source = self._find(target[:-1])
             try:
                 os.link(target[-1], name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
@@ -211,7 +222,7 @@ class Receiver:
             finally:
                 os.close(fd)
 
-    def _directory(self, parent: int, path: tuple[bytes, ...], mode: int, entry: Entry) -> None:
+    def _directory(self, parent: int, path: tuple[bytes, ...], entry: Entry) -> None:
         try:
             os.mkdir(path[-1], 0o700, dir_fd=parent)
         except FileExistsError:
@@ -219,16 +230,10 @@ class Receiver:
                 raise _refused(path, "it is there, and no directory") from None
         fd = os.open(path[-1], _DIRECTORY, dir_fd=parent)
         try:
-            self._set(fd, mode, entry)
+            self._set(fd, entry.mode & self._rules.mode, entry)
         finally:
             os.close(fd)
         self._times.append((path, entry.mtime_ns))
-
-    def _make_room(self, parent: int, name: bytes) -> None:
-        with suppress(FileNotFoundError):
-            if stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
-                raise _refused((name,), "a directory of that name is there")
-            os.unlink(name, dir_fd=parent)
 
     def _set(self, fd: int, mode: int, entry: Entry) -> None:
         self._own(fd, entry)

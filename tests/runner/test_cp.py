@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import PROJECT, Cli, require
 from tests.runner.rig import BASE, emptied, error, filled, out
-from tests.support.images import Dir, Entry, File, Image, Layer, Symlink, write_layout
+from tests.support.images import Dir, Entry, File, Hardlink, Image, Layer, Symlink, write_layout
 from tests.support.processes import until
 from tests.support.tree import difference, snapshot
 
@@ -177,6 +177,36 @@ def test_archives(container: str, cli: Cli, store_root: Path, there: Path) -> No
     done = subprocess.run(command, cwd=PROJECT, input=b"no archive" * 100, capture_output=True)
     assert done.returncode == 1
     assert b"error: at byte 0 of the archive" in done.stderr
+
+
+def take(root: Path, archive: bytes) -> subprocess.CompletedProcess[str]:
+    """`cp - c:/tmp`, of this archive."""
+    command = [sys.executable, "-m", "pullpipe", "--root", str(root), "cp", "-", "c:/tmp"]
+    done = subprocess.run(command, cwd=PROJECT, input=archive, capture_output=True)
+    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def test_what_fails_midway(container: str, cli: Cli, store_root: Path, there: Path) -> None:
+    """A file is there when it is whole, and the one that it takes the place of until then."""
+    content = os.urandom(3000)
+    layer = Layer([File("old", content), File("new", content)]).tar
+    out(take(store_root, Layer([File("old", b"old")]).tar))
+    error(take(store_root, layer[: 512 + 1488]), 1)
+    out(cli("cp", "c:/tmp", there))
+    assert {path.name: path.read_bytes() for path in (there / "tmp").iterdir()} == {"old": b"old"}
+    error(take(store_root, layer[: 512 + 3072 + 512 + 1488]), 1)
+    out(cli("cp", "c:/tmp/.", there))
+    assert {path.name: path.read_bytes() for path in there.iterdir() if path.is_file()} == {"old": content}
+
+
+def test_hard_links(container: str, store_root: Path, cli: Cli, there: Path) -> None:
+    """To what the archive has, to what is there already, to themselves; never to a directory."""
+    out(take(store_root, Layer([File("a", b"a"), Hardlink("b", "a"), Hardlink("b", "a"), Hardlink("a", "a")]).tar))
+    out(take(store_root, Layer([Hardlink("c", "b")]).tar))
+    out(cli("cp", "c:/tmp", there))
+    assert {path.name: path.read_text() for path in (there / "tmp").iterdir()} == {"a": "a", "b": "a", "c": "a"}
+    for target in ("/", ".", "a/.."):
+        assert "hard link" in error(take(store_root, Layer([Hardlink("a", target)]).tar), 1)
 
 
 REFUSED = [
