@@ -214,8 +214,7 @@ def _guarded(module: ModuleType, arguments: argparse.Namespace) -> int:
     except (PullpipeError, StoreError, OSError) as error:
         if arguments.log_level == "debug":
             raise
-        print(f"pullpipe: error: {_one_line(error)}", file=sys.stderr)
-        return error.exit_code if isinstance(error, RunError) else getattr(module, "FAILURE", 1)
+        return tell(error, getattr(module, "FAILURE", 1))
     except Exception as error:
         if arguments.log_level == "debug":
             raise
@@ -223,6 +222,12 @@ def _guarded(module: ModuleType, arguments: argparse.Namespace) -> int:
         print(f"pullpipe: error: {what}; report it with what --log-level debug shows", file=sys.stderr)
         return getattr(module, "FAILURE", 1)
     return code
+
+
+def tell(error: Exception, failure: int) -> int:
+    """Says in one line what has gone wrong. Returns the exit code for it: `failure`, unless the error has its own."""
+    print(f"pullpipe: error: {_one_line(error)}", file=sys.stderr)
+    return error.exit_code if isinstance(error, RunError) else failure
 
 
 def _one_line(error: Exception) -> str:

@@ -10,10 +10,11 @@ from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pullpipe.errors import BadArgument
+from pullpipe.cli import tell
+from pullpipe.errors import BadArgument, PullpipeError
 from pullpipe.platforms import Platform
 from pullpipe.progress import FACES, PULL, Progress, Words, face
-from store import Store
+from store import Store, StoreError
 
 if TYPE_CHECKING:
     from pullpipe.pipe.pull import Options
@@ -43,6 +44,27 @@ def open_store(arguments: argparse.Namespace, *, as_root: bool = False) -> Store
 
         state.tidy(store)
     return store
+
+
+class OneByOne:
+    """For what is done to several things, each in a `with` block of this: what goes wrong with one is told, and the
+    others are done all the same, as with Docker. `code` is the exit code in the end; `failure` is the command's usual.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, failure: int = 1) -> None:
+        self.code = 0
+        self._failure = failure
+        self._debug = arguments.log_level == "debug"
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, PullpipeError | StoreError | OSError) or isinstance(error, BrokenPipeError):
+            return False
+        if not self._debug:  # which shows where the first came from
+            self.code = tell(error, self._failure)
+        return not self._debug
 
 
 def add_pull_options(parser: argparse.ArgumentParser, *, policy: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pullpipe.cli.common import open_store
+from pullpipe.cli.common import OneByOne, open_store
 from pullpipe.runner import ending
 from pullpipe.runner.settings import signal_number
 
@@ -19,7 +19,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     number = signal_number(arguments.signal)
     store = open_store(arguments)
-    for container in [store.containers.find(wanted) for wanted in arguments.containers]:
-        ending.kill(store, container, number)
-        print(container.name)
-    return 0
+    each = OneByOne(arguments)
+    for wanted in arguments.containers:
+        with each:
+            container = store.containers.find(wanted)
+            ending.kill(store, container, number)
+            print(container.name)
+    return each.code

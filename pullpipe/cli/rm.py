@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 
 from pullpipe import local, stack
-from pullpipe.cli.common import open_store
-from store import Corrupt, InUse, NotInStore, Store
+from pullpipe.cli.common import OneByOne, open_store
+from store import Corrupt, InUse, Store
 
 HELP = "remove containers, those that have ended or, when forced, any"
 
@@ -19,43 +18,45 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    gone = _end(open_store(arguments), arguments.containers) if arguments.force else {}
+    each, left = OneByOne(arguments), arguments.containers
+    if arguments.force:
+        store, left = open_store(arguments), []
+        for wanted in arguments.containers:
+            with each:
+                left += _end(store, wanted)
     store = open_store(arguments, as_root=True)
-    for wanted in arguments.containers:
-        if wanted in gone:
-            print(gone[wanted])
-            continue
-        try:
-            container = store.containers.find(wanted)
-        except Corrupt:
-            if not store.containers.discard(wanted):
-                raise
-            print(wanted)
-            continue
-        if stack.is_mounted(container):
-            raise InUse(
-                f"{container.name} is mounted at {container.target}; `pullpipe umount {container.target}` first"
-            )
-        store.containers.remove(container)
-        print(container.name)
+    for wanted in left:
+        with each:
+            print(_remove(store, wanted))
     local.collect(store)  # a container may have been the last to need a layer
-    return 0
+    return each.code
 
 
-def _end(store: Store, wanted: Sequence[str]) -> Mapping[str, str]:
-    """Kills those that run, and returns the names of those that are gone by that.
+def _end(store: Store, wanted: str) -> Sequence[str]:
+    """Kills it, if it runs, and gives it back unless it is gone by that.
 
     Without root that can be done from outside only: root of one user namespace may not signal who is in another.
     """
     from pullpipe.runner import ending
 
-    gone = {}
-    for one in wanted:
-        with suppress(Corrupt):
-            try:
-                container = store.containers.find(one)
-            except NotInStore:
-                break  # which is said when it is its turn
-            if not stack.is_mounted(container) and not ending.end(store, container):
-                gone[one] = container.name
-    return gone
+    try:
+        container = store.containers.find(wanted)
+    except Corrupt:
+        return [wanted]
+    if stack.is_mounted(container) or ending.end(store, container):
+        return [wanted]
+    print(container.name)
+    return []
+
+
+def _remove(store: Store, wanted: str) -> str:
+    try:
+        container = store.containers.find(wanted)
+    except Corrupt:
+        if not store.containers.discard(wanted):
+            raise
+        return wanted
+    if stack.is_mounted(container):
+        raise InUse(f"{container.name} is mounted at {container.target}; `pullpipe umount {container.target}` first")
+    store.containers.remove(container)
+    return container.name

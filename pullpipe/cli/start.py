@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pullpipe.cli.common import open_store
+from pullpipe.cli.common import OneByOne, open_store
 from pullpipe.errors import BadArgument
 from store import Container, Store
 
@@ -24,12 +24,15 @@ def run(arguments: argparse.Namespace) -> int:
     if attach and len(arguments.containers) > 1:
         raise BadArgument("only one container at a time can have our streams; leave -a and -i away, or the others")
     store = open_store(arguments, as_root=True)
-    for container in [store.containers.find(wanted) for wanted in arguments.containers]:
-        if attach:
-            return _attached(store, container, interactive=arguments.interactive)
-        start(store, container)
-        print(container.name)
-    return 0
+    if attach:
+        return _attached(store, store.containers.find(arguments.containers[0]), interactive=arguments.interactive)
+    each = OneByOne(arguments, FAILURE)
+    for wanted in arguments.containers:
+        with each:
+            container = store.containers.find(wanted)
+            start(store, container)
+            print(container.name)
+    return each.code
 
 
 def start(store: Store, container: Container) -> None:

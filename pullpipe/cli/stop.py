@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
-from pullpipe.cli.common import open_store
+from pullpipe.cli.common import OneByOne, open_store
 from pullpipe.runner import ending
+from store import Container, Store
 
 HELP = "end the commands of running containers, by their stop signals first"
 
@@ -24,8 +26,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    store = open_store(arguments)
-    wanted = [store.containers.find(text) for text in arguments.containers]
-    for container in ending.stop(store, wanted, arguments.timeout):
+    store, each = open_store(arguments), OneByOne(arguments)
+    for container in stopped(store, arguments, each):
         print(container.name, flush=True)
-    return 0
+    return each.code
+
+
+def stopped(store: Store, arguments: argparse.Namespace, each: OneByOne) -> Iterator[Container]:
+    """All of them at once: each when it has ended."""
+    found = []
+    for wanted in arguments.containers:
+        with each:
+            found.append(store.containers.find(wanted))
+    yield from ending.stop(store, found, arguments.timeout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pullpipe.cli.common import open_store
+from pullpipe.cli.common import OneByOne, open_store
 from pullpipe.runner import ending
 
 HELP = "wait for the end of containers, and print their exit codes"
@@ -16,6 +16,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     store = open_store(arguments)
-    for container in [store.containers.find(wanted) for wanted in arguments.containers]:
-        print(ending.wait(store, container), flush=True)
-    return 0
+    each = OneByOne(arguments)
+    for wanted in arguments.containers:
+        with each:
+            print(ending.wait(store, store.containers.find(wanted)), flush=True)
+    return each.code

@@ -77,6 +77,17 @@ class TestRm:
         assert ok(cli, "rm", *names).split() == names
         assert answer(cli, "ps", "--format", "json") == []
 
+    def test_one_by_one(self, cli: Cli, image: str, kept: str, tmp_path: Path) -> None:
+        """One that cannot be removed is told of, and the others go."""
+        with mounted(cli, image, tmp_path / "m"):
+            [other] = {container["name"] for container in answer(cli, "ps", "--format", "json")} - {kept}
+            done = cli("rm", other, "nope", kept)
+            assert (done.returncode, done.stdout) == (1, f"{kept}\n")
+            assert [line.split(";")[0] for line in done.stderr.splitlines()] == [
+                f"pullpipe: error: {other} is mounted at {tmp_path}/m",
+                "pullpipe: error: no container 'nope'",
+            ]
+
     def test_mounted_is_refused(self, cli: Cli, image: str, tmp_path: Path) -> None:
         """The error names the command that helps; the mount stays as it is."""
         with mounted(cli, image, tmp_path / "m") as target:

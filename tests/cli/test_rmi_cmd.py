@@ -57,6 +57,16 @@ def test_what_another_image_shares_stays(cli: Cli, image: str, layout: Path, sto
     assert mounted_tree(cli, "other:1", tmp_path / "m").keys() == {b".", b"lower", b"third"}
 
 
+def test_one_by_one(cli: Cli, image: str, layout: Path, tmp_path: Path) -> None:
+    """One that cannot be removed is told of, and the others go."""
+    ok(cli, "load", "-q", "-t", "other:1", layout)
+    with mounted(cli, image, tmp_path / "m"):
+        done = cli("rmi", image, "nope:1", "A B", "other:1")
+    assert (done.returncode, done.stdout) == (1, "docker.io/library/other:1\n")
+    assert [image in done.stderr, "nope:1" in done.stderr, "A B" in done.stderr] == [True] * 3
+    assert done.stderr.count("pullpipe: error: ") == 3
+
+
 def test_a_second_name_keeps_all(cli: Cli, image: str, layout: Path, store_root: Path, tmp_path: Path) -> None:
     """Two references, one image: the first rmi takes a name only."""
     ok(cli, "load", "-q", "-t", "second:1", layout)

@@ -86,6 +86,24 @@ def test_what_runs(cli: Cli) -> None:
     out(cli("rm", "-f", "c"))
 
 
+def test_one_by_one(cli: Cli) -> None:
+    """With a name that nobody has among them: it is told, the others are done all the same, and the exit code tells."""
+    for name in ("a", "b"):
+        out(cli("run", "-d", "--name", name, "test", "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.02; done"))
+    for command, shown, code in (
+        (("stop",), "a\nb\n", 1),
+        (("wait",), "3\n3\n", 1),
+        (("start",), "a\nb\n", 125),
+        (("restart",), "a\nb\n", 125),
+        (("kill",), "a\nb\n", 1),
+        (("rm", "-f"), "a\nb\n", 1),
+    ):
+        done = cli(*command, "a", "nope", "b")
+        assert "no container 'nope'" in error(done, code)
+        assert done.stdout == shown, command
+    assert containers(cli) == []
+
+
 def test_limits(cli: Cli) -> None:
     """In cgroups that are made anew."""
     script = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2> /dev/null || cat /sys/fs/cgroup/memory.max"
