@@ -181,6 +181,15 @@ def join(process: int, flags: int) -> None:
         _refused("join the container's namespaces")
 
 
+def fork() -> int:
+    """os.fork(2)."""
+    try:
+        return os.fork()
+    except OSError as error:
+        why = f"the kernel refused to make another process: {error.strerror}"
+        raise KernelRefused(f"{why}; allow more (--pids-limit, `ulimit -u`), or end some") from error
+
+
 def fork_first() -> int:
     """os.fork(2), but the child is PID 1 of a new PID namespace: nothing in it can name, signal or trace a process
     outside, and all of it ends with that one, which in turn is killed when its parent ends. Raises `KernelRefused`.
@@ -198,11 +207,11 @@ def fork_into(enter: Callable[[], None], *, tied: bool = True) -> int:
     numbers, number = os.pipe()
     starts, start = os.pipe()
     adopt_orphans()
-    between = os.fork()
+    between = fork()
     if between == 0:
         try:
             enter()
-            child = os.fork()
+            child = fork()
         except BaseException as error:
             os.write(number, b"!" + str(error).encode())
             os._exit(1)
@@ -233,7 +242,7 @@ def fork_into(enter: Callable[[], None], *, tied: bool = True) -> int:
 def fork_tied() -> int:
     """os.fork(2), but the child is killed when its parent ends."""
     us = os.pidfd_open(os.getpid())
-    child = os.fork()
+    child = fork()
     if child == 0:
         end_with_parent(signal.SIGKILL)
         if select.select([us], [], [], 0)[0]:

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from pullpipe.pipe.pull import Options
 
 _T = TypeVar("_T")
+_LONGEST = (1 << 31) - 1  # seconds until a signal, as Docker's
 # Enough to keep the cores busy while some layers wait for the network; each takes about 25 MB.
 _JOBS = min(len(os.sched_getaffinity(0)) + 2, 8)
-_LONGEST = 86400  # seconds to wait for a byte: a day
+_DAY = 86400  # seconds to wait for a byte at most
 
 
 def open_store(arguments: argparse.Namespace, *, as_root: bool = False) -> Store:
@@ -170,9 +171,16 @@ def _positive(text: str) -> int:
 
 def _seconds(text: str) -> float:
     with suppress(ValueError):
-        if 0 < float(text) <= _LONGEST:
+        if 0 < float(text) <= _DAY:
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, more than 0 and {_LONGEST} at most")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, more than 0 and {_DAY} at most")
+
+
+def seconds(text: str) -> int:
+    """Until a signal: -1 is never."""
+    if text != "-1" and _count(text) > _LONGEST:
+        raise argparse.ArgumentTypeError(f"{text} seconds are more than {_LONGEST}; -1 is never")
+    return int(text)
 
 
 def pull_options(arguments: argparse.Namespace, platform: Platform) -> Options:

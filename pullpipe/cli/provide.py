@@ -27,7 +27,9 @@ def provide(store: Store, reference: Reference, arguments: argparse.Namespace) -
         return record
     if arguments.policy == "never":
         wanted = "all platforms" if all_platforms else platform
-        raise NotFound(f"{reference} for {wanted} is not in the store, and --policy never forbids to pull it")
+        raise NotFound(
+            f"{reference} for {wanted} is not in the store, and the policy never forbids to pull it; missing allows it"
+        )
     from pullpipe.cli.registries import access_to, resolved_now
 
     access = access_to(reference, arguments)

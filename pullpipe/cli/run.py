@@ -7,10 +7,10 @@ import os
 import sys
 
 from pullpipe import local
-from pullpipe.cli.common import add_pull_options, open_store, variables
+from pullpipe.cli.common import add_pull_options, open_store, seconds, variables
 from pullpipe.cli.limits import add_limit_options, limits_of
 from pullpipe.cli.provide import provide
-from pullpipe.cli.walls import add_wall_options, walls_of
+from pullpipe.cli.walls import absolute, add_wall_options, is_plain, walls_of
 from pullpipe.errors import BadArgument
 from pullpipe.look.chosen import Chosen
 from pullpipe.reference import Reference
@@ -20,6 +20,7 @@ from pullpipe.runner.settings import STOP_TIMEOUT
 from pullpipe.runner.walls import Walls
 
 HELP = "run a command in an image, pulling it first if it is not here"
+_HOSTNAME_LIMIT = 64  # bytes, the kernel's
 FAILURE = 125  # as Docker: what failed is pullpipe, not the command
 
 
@@ -36,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stop-timeout",
         metavar="SECONDS",
-        type=int,
+        type=seconds,
         default=STOP_TIMEOUT,
         help="until `stop` sends SIGKILL; -1 is never (default: %(default)s)",
     )
@@ -62,6 +63,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     name = Chosen.image(arguments.reference)
+    hostname = arguments.hostname
+    if hostname and not (is_plain(hostname) and len(os.fsencode(hostname)) <= _HOSTNAME_LIMIT):
+        raise BadArgument(f"--hostname {hostname!r} is none: letters, digits, - and ., {_HOSTNAME_LIMIT} at most")
     walls, limits = walls_of(arguments), limits_of(arguments)
     env = [variable for path in arguments.env_file for variable in variables(path)]
     store = open_store(arguments, as_root=True)
@@ -126,4 +130,4 @@ def _program(name: str) -> str:
     found = shutil.which(name)
     if found is None:
         raise BadArgument(f"there is no program {name!r} for --runtime here; install it, or give its path")
-    return os.path.abspath(found)
+    return absolute(f"--runtime {name}", found)

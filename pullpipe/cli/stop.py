@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from pullpipe.cli.common import OneByOne, open_store
+from pullpipe.cli.common import OneByOne, open_store, seconds
 from pullpipe.runner import ending
 from store import Container, Store
 
@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--time",
         "--timeout",
         dest="timeout",
-        type=int,
+        type=seconds,
         metavar="SECONDS",
         help="until SIGKILL; -1 is never (default: what --stop-timeout said, or 10)",
     )

@@ -134,7 +134,7 @@ def _volume(text: str) -> Bind:
     for word in words:
         if word not in _NO_MATTER | {"ro", "rw"}:
             raise BadArgument(f"-v {text}: {word!r} is no option that can be had here; ro and rw are")
-    return Bind(os.path.abspath(source), _target(f"-v {text}", rest[0]), read_only="ro" in words)
+    return Bind(absolute(f"-v {text}", source), _target(f"-v {text}", rest[0]), read_only="ro" in words)
 
 
 def _mount(text: str) -> Bind | Tmpfs:
@@ -164,7 +164,7 @@ def _mount(text: str) -> Bind | Tmpfs:
                 f"{what}: mounts are never handed on between host and container; leave {propagation} away"
             )
         given.pop("consistency", "")
-        asked = Bind(os.path.abspath(source), target, read_only, recursive != "disabled")
+        asked = Bind(absolute(what, source), target, read_only, recursive != "disabled")
     else:
         raise BadArgument(f"{what}: type={kind} is not there; bind and tmpfs are")
     if given:
@@ -224,6 +224,14 @@ def _target(what: str, path: str) -> str:
     return target
 
 
+def absolute(what: str, path: str) -> str:
+    """The path, from the directory where we are. Raises `BadArgument`, which names what asks for it."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise BadArgument(f"{what}: the directory that this is called from is gone; go to another one") from error
+
+
 def _once(targets: Iterable[str]) -> None:
     seen: set[str] = set()
     for target in targets:
@@ -270,7 +278,7 @@ def _rights(arguments: argparse.Namespace) -> tuple[Rights, str]:
         if key == "no-new-privileges" and value in ("", "true", "false"):
             no_new_privileges = value != "false"
         elif key == "seccomp" and value:
-            seccomp = value if value in ("builtin", "unconfined") else os.path.abspath(value)
+            seccomp = value if value in ("builtin", "unconfined") else absolute(f"--security-opt {text}", value)
         elif (key, value) not in (("apparmor", "unconfined"), ("label", "disable")):  # as it is anyway
             raise BadArgument(
                 f"--security-opt {text} is not there; no-new-privileges, seccomp=unconfined and seccomp=FILE are"
@@ -304,14 +312,14 @@ def _network(arguments: argparse.Namespace) -> Network:
     for text in arguments.add_host:
         name, separator, address = text.partition("=") if "=" in text else text.partition(":")
         address = address.removeprefix("[").removesuffix("]")
-        if not separator or not _is_plain(name) or (address != GATEWAY and not _is_address(address)):
+        if not separator or not is_plain(name) or (address != GATEWAY and not _is_address(address)):
             raise BadArgument(f"--add-host {text} is none: NAME:ADDRESS, or NAME:{GATEWAY}")
         hosts.append((name, address))
     for server in arguments.dns:
         if not _is_address(server):
             raise BadArgument(f"--dns {server} is no address")
     for word in (*arguments.dns_search, *arguments.dns_option):
-        if not _is_plain(word):
+        if not is_plain(word):
             raise BadArgument(f"{word!r} cannot stand in a resolv.conf")
     ports = tuple(port for text in arguments.publish for port in _ports(text))
     kind = arguments.network or ("private" if ports else "host")
@@ -354,11 +362,12 @@ def _is_address(text: str) -> bool:
             socket.inet_pton(family, text.partition("%")[0])
         except (OSError, ValueError):
             continue
-        return _is_plain(text)
+        return is_plain(text)
     return False
 
 
-def _is_plain(text: str) -> bool:
+def is_plain(text: str) -> bool:
+    """Whether it is one word wherever it is written to."""
     return bool(text) and text.isprintable() and not any(character.isspace() or character == "#" for character in text)
 
 

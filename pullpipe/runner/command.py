@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from pullpipe.errors import CommandNotExecutable, CommandNotFound, RunError
+from pullpipe.errors import BadArgument, CommandNotExecutable, CommandNotFound, RunError
 from pullpipe.oci import ImageConfig
 from store import namespace
 
@@ -54,7 +54,7 @@ class Identity(NamedTuple):
 def plan(config: ImageConfig, overrides: Overrides, ambient: Mapping[str, str], *, terminal: bool) -> Command:
     """Docker's rules: arguments replace Cmd; an entrypoint replaces the image's and its Cmd.
 
-    `ambient` is our own environment, for `-e NAME`. Raises `RunError` when nothing is left to run.
+    `ambient` is our own environment, for `-e NAME`. Raises `RunError` when nothing is left to run, `BadArgument`.
     """
     if overrides.entrypoint is None:
         argv = (*config.entrypoint, *(overrides.arguments or config.cmd))
@@ -72,10 +72,15 @@ def plan(config: ImageConfig, overrides: Overrides, ambient: Mapping[str, str], 
 
 
 def with_variables(env: Mapping[str, str], variables: Iterable[str], ambient: Mapping[str, str]) -> dict[str, str]:
-    """An environment with these, NAME=VALUE, or NAME for what it is in `ambient`, if it is there."""
+    """An environment with these, NAME=VALUE, or NAME for what it is in `ambient`, if it is there.
+
+    Raises `BadArgument` for what has no name.
+    """
     found = dict(env)
     for variable in variables:
         name, equals, value = variable.partition("=")
+        if not name:
+            raise BadArgument(f"-e {variable!r} names no variable: NAME=VALUE, or NAME for what it is here")
         if equals:
             found[name] = value
         elif name in ambient:

@@ -30,7 +30,7 @@ def stay_behind(*, terminal: bool) -> None:
     for one in heard:  # blocked as they are, no handler runs; but whoever asks sees that none is ignored
         with contextlib.suppress(OSError, ValueError):  # those that the C library keeps for itself
             signal.signal(one, _pass_on)
-    child = os.fork()
+    child = linux.fork()
     if child == 0:
         os.setpgid(0, 0)
         if terminal:

@@ -38,7 +38,11 @@ def open_channel() -> tuple[socket.socket, socket.socket]:
 
 def described(error: Exception) -> bytes:
     """An error, for another process."""
-    return json.dumps({"error": type(error).__name__, "why": str(error)[:_WHY_LIMIT]}).encode()
+    why = str(error)
+    if isinstance(error, OSError) and not isinstance(error, StoreError):
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        why = f"the command cannot be started: {where}{(error.strerror or why).lower()}"
+    return json.dumps({"error": type(error).__name__, "why": why[:_WHY_LIMIT]}).encode()
 
 
 def failure(message: bytes) -> RunError | None:

@@ -160,9 +160,13 @@ def _sys() -> int:
 
 
 def _user_mount(asked: Bind | Tmpfs) -> int:
-    if isinstance(asked, Tmpfs):
-        return linux.make_mount("tmpfs", dict(asked.options), asked.attributes | linux.ATTR_NODEV)
-    return _bind(asked.source, linux.ATTR_RDONLY if asked.read_only else 0, recursive=asked.recursive)
+    try:
+        if isinstance(asked, Tmpfs):
+            return linux.make_mount("tmpfs", dict(asked.options), asked.attributes | linux.ATTR_NODEV)
+        return _bind(asked.source, linux.ATTR_RDONLY if asked.read_only else 0, recursive=asked.recursive)
+    except KernelRefused as error:
+        remedy = "tmpfs(5) tells what it can have" if isinstance(asked, Tmpfs) else "see that it is there, and yours"
+        raise RunError(f"{error}, which was to be at {asked.target} in the container; {remedy}") from error
 
 
 def _bind(source: str, attributes: int, *, recursive: bool = False) -> int:

@@ -21,8 +21,12 @@ _MULTIPLEXER = os.makedev(5, 2)
 
 def open_pair() -> tuple[int, int]:
     """A new pty of the container's devpts: its outer side and its inner one. Whoever is root in the container may have
-    changed what its names lead to, so none is followed, and what is open is looked at."""
-    master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    changed what its names lead to, so none is followed, and what is open is looked at. Raises `RunError`, `OSError`."""
+    try:
+        master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        why = f"the container's /dev/pts/ptmx cannot be opened ({(error.strerror or 'refused').lower()})"
+        raise RunError(f"{why}, so there is no terminal; leave -t away, or what is mounted over it") from error
     check(master)
     os.set_blocking(master, True)
     fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))

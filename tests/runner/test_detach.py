@@ -296,6 +296,16 @@ def test_a_stop_signal_that_is_none(cli: Cli, tmp_path: Path) -> None:
     assert "no signal" in error(cli("run", "--rm", "--stop-signal=nope", image, "true"), 125)
 
 
+def test_seconds_that_are_too_many(cli: Cli, start: Start) -> None:
+    """They are refused before anything runs, or is signalled."""
+    for command in (("run", "-d", "--stop-timeout", str(1 << 31), "test", "true"), ("stop", "-t", str(1 << 70), "c")):
+        done = cli(*command)
+        assert (done.returncode, "-1 is never" in done.stderr) == (2, True)
+    start(FOREVER, "--stop-timeout", str((1 << 31) - 1))
+    until(lambda: "up" in cli("logs", "c").stdout, "it does not begin")
+    assert out(cli("stop", "c")) == "c"
+
+
 def test_remove_by_force(cli: Cli, start: Start, store_root: Path) -> None:
     """What runs is refused, unless it may be killed; with --rm it removes itself meanwhile."""
     start("sleep 1000")

@@ -88,6 +88,16 @@ def test_a_fork_bomb(run: Run) -> None:
     assert int(out(run("sh", "-c", count, bomb))) > 60
 
 
+def test_no_process_more(run: Run, shell_root: Path) -> None:
+    """Where none may be made, neither an init's child nor `exec` can be: the error tells which limit that is."""
+    assert "--pids-limit" in error(run("true", options=("--pids-limit=1", "--init")), 125)
+    out(pullpipe(shell_root, "run", "-d", "--name", "full", "--pids-limit=1", "test", "sleep", "1000"))
+    try:
+        assert "--pids-limit" in error(pullpipe(shell_root, "exec", "full", "true"), 125)
+    finally:
+        out(pullpipe(shell_root, "rm", "-f", "full"))
+
+
 # Processors.
 
 

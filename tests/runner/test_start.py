@@ -121,6 +121,13 @@ def test_refused(cli: Cli) -> None:
     assert "handed over to" in error(cli("start", "c"), 125)
 
 
+def test_a_source_that_is_gone(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    out(cli("run", "--name", "c", "-v", f"{tmp_path}/source:/x", "test", "true"))
+    (tmp_path / "source").rmdir()
+    assert "see that it is there" in error(cli("start", "c"), 125)
+
+
 def test_rename(cli: Cli, ended: None) -> None:
     """Also while it runs; two never have one name."""
     out(cli("run", "-d", "--name", "d", "test", "sleep", "1000"))

@@ -446,11 +446,32 @@ def test_shared_memory_of_the_host(run: Run) -> None:
         ("--add-host a:b", "NAME:ADDRESS"),
         ("--dns here", "here"),
         ("--init --cap-add SYS_PTRACE", "--init"),
+        ("-e =x", "names no variable"),
+        ("-e ", "names no variable"),
+        ("--hostname a\nb", "letters"),
+        (f"--hostname {'x' * 65}", "64"),
+        ("--tmpfs /x:uid=99999999999", "tmpfs(5)"),
+        ("-t --tmpfs /dev/pts", "leave -t away"),
     ],
 )
 def test_refusals(options: str, said: str, run: Run) -> None:
     """One line that names what is wrong, 125, and no container."""
     assert said in error(run("true", options=tuple(options.split(" "))), 125)
+
+
+def test_what_is_no_text(run: Run) -> None:
+    assert "letters" in error(run("true", options=("--hostname", os.fsdecode(b"\xff"))), 125)
+
+
+def test_a_directory_that_is_gone(shell_root: Path, tmp_path: Path) -> None:
+    """Where paths would begin."""
+    script = 'cd "$1"; rmdir "$1"; shift; exec "$@"'
+    program = (sys.executable, "-P", "-m", "pullpipe", "--root", str(shell_root), "run", "--rm")
+    for option in ("-v=.:/x", "--mount=type=bind,src=.,dst=/x", "--security-opt=seccomp=x"):
+        (tmp_path / "gone").mkdir()
+        command = ["sh", "-c", script, "sh", str(tmp_path / "gone"), *program, option, "test", "true"]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(PROJECT)})
+        assert "go to another" in error(done, 125)
 
 
 def test_a_line_of_its_own_in_hosts(run: Run) -> None:
