@@ -20,7 +20,7 @@ def add_limit_options(parser: argparse.ArgumentParser) -> None:
     def limit(*names: str, metavar: str, text: str) -> None:
         parser.add_argument(*names, default="", metavar=metavar, help=text)
 
-    limit("-m", "--memory", metavar="BYTES", text="no more memory than that, such as 64m or 1g")
+    limit("-m", "--memory", metavar="BYTES", text="no more memory than that, such as 64m or 1.5g")
     limit("--memory-swap", metavar="BYTES", text="memory and swap together; -1 is no limit (default: twice --memory)")
     limit("--memory-reservation", metavar="BYTES", text="beyond that, memory is taken away first when it runs short")
     limit("--cpus", metavar="NUMBER", text="no more processor time than that of so many, such as 1.5")

@@ -7,6 +7,7 @@ import os
 import sys
 
 from pullpipe import local
+from pullpipe.cli import refused
 from pullpipe.cli.common import add_pull_options, open_store, seconds, variables
 from pullpipe.cli.limits import add_limit_options, limits_of
 from pullpipe.cli.provide import provide
@@ -57,11 +58,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_wall_options(parser)
     add_limit_options(parser)
     add_pull_options(parser, policy="missing")
+    refused.add_options(parser)
     parser.add_argument("reference", metavar="IMAGE")
     parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="instead of the image's Cmd")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    refused.check(arguments)
     name = Chosen.image(arguments.reference)
     hostname = arguments.hostname
     if hostname and not (is_plain(hostname) and len(os.fsencode(hostname)) <= _HOSTNAME_LIMIT):

@@ -47,7 +47,6 @@ def add_wall_options(parser: argparse.ArgumentParser) -> None:
         metavar="OPTION",
         text="no-new-privileges, seccomp=unconfined, seccomp=FILE: Docker's profiles",
     )
-    parser.add_argument("--privileged", action="store_true", help=argparse.SUPPRESS)
     several("--ulimit", metavar="NAME=SOFT[:HARD]", text="a limit of setrlimit(2), such as nofile=1024:4096")
     parser.add_argument("--init", action="store_true", help="have a first process that reaps and passes signals on")
     parser.add_argument(
@@ -68,16 +67,11 @@ def add_wall_options(parser: argparse.ArgumentParser) -> None:
     several("--add-host", metavar="NAME:ADDRESS", text=f"a line of /etc/hosts; {GATEWAY} stands for this machine")
     several("--dns", metavar="ADDRESS", text="a name server, instead of the host's")
     several("--dns-search", metavar="DOMAIN", text="a domain to search, instead of the host's; a dot for none")
-    several("--dns-option", metavar="OPTION", text="an option of resolv.conf(5), instead of the host's")
+    several("--dns-option", "--dns-opt", metavar="OPTION", text="an option of resolv.conf(5), instead of the host's")
 
 
 def walls_of(arguments: argparse.Namespace) -> Walls:
     """What these options say. Raises `BadArgument`."""
-    if arguments.privileged:
-        raise BadArgument(
-            "--privileged would take all walls away at once, and is not there; say what is needed: --cap-add, "
-            "--device, --security-opt seccomp=unconfined"
-        )
     mounts = [
         *map(_volume, arguments.volume),
         *map(_mount, arguments.mount),
@@ -378,8 +372,9 @@ def _choice(option: str, value: str, *choices: str) -> str:
 
 
 def size_of(option: str, text: str) -> int:
-    """A number of bytes as Docker takes it: 64m, 1g, 512kb. Raises `BadArgument`."""
-    match = re.fullmatch(r"([0-9]{1,12})([bkmgt]?)b?", text.lower())
-    if not match or not int(match[1]):
-        raise BadArgument(f"{option} {text} is no number of bytes, such as 64m or 1g")
-    return int(match[1]) << _SHIFTS[match[2]]
+    """A number of bytes as Docker takes it: 64m, 1.5g, 512kb, 2gib. Raises `BadArgument`."""
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?) ?([bkmgt]?)i?b?", text.lower())
+    number = int(float(match[1]) * (1 << _SHIFTS[match[2]])) if match else 0
+    if not number:
+        raise BadArgument(f"{option} {text} is no number of bytes, such as 64m or 1.5g")
+    return number

@@ -76,6 +76,10 @@ def test_memory_to_start_with(run: Run) -> None:
     assert out(run("echo", "started", options=("--memory=6m", "--init"))) == "started"
 
 
+def test_a_part_of_a_megabyte(run: Run) -> None:
+    assert out(run("sh", "-c", SHOW + SHOW_MEMORY, options=("--memory=7.5m",))) == str(15 << 19)
+
+
 # Processes.
 
 
@@ -217,6 +221,8 @@ def test_killing_the_runner(cli: Cli, image: None, store_root: Path) -> None:
     [
         (("--memory=5m",), "6m at least"),
         (("--memory=much",), "no number of bytes"),
+        (("--memory=1.g",), "no number of bytes"),
+        (("--memory=0.1b",), "no number of bytes"),
         (("--memory-swap=1g",), "say --memory, too"),
         (("--memory=64m", "--memory-swap=32m"), "not less than --memory"),
         (("--memory=64m", "--memory-reservation=65m"), "make it less"),

@@ -160,7 +160,9 @@ def test_a_tmpfs_is_as_large_as_it_may_be(run: Run) -> None:
     assert done.stdout == "1048576\n"
 
 
-@pytest.mark.parametrize(("size", "kilobytes"), [("", "65536"), ("1m", "1024"), ("2G", "2097152"), ("4096", "4")])
+@pytest.mark.parametrize(
+    ("size", "kilobytes"), [("", "65536"), ("1m", "1024"), ("2G", "2097152"), ("1.5 MiB", "1536"), ("4096", "4")]
+)
 def test_shared_memory(size: str, kilobytes: str, run: Run) -> None:
     """64 MiB, unless --shm-size says otherwise."""
     options = (f"--shm-size={size}",) if size else ()
@@ -342,9 +344,15 @@ def test_hosts(run: Run) -> None:
 
 def test_name_servers(run: Run) -> None:
     """Each replaces what the host has of its kind, and the rest stays."""
-    options = ("--dns=192.0.2.1", "--dns=2001:db8::1", "--dns-search=example.org", "--dns-option=ndots:2")
+    options = (
+        "--dns=192.0.2.1",
+        "--dns=2001:db8::1",
+        "--dns-search=example.org",
+        "--dns-option=ndots:2",
+        "--dns-opt=rotate",
+    )
     assert out(run("cat", "/etc/resolv.conf", options=options)).split("\n")[-4:] == (
-        ["nameserver 192.0.2.1", "nameserver 2001:db8::1", "search example.org", "options ndots:2"]
+        ["nameserver 192.0.2.1", "nameserver 2001:db8::1", "search example.org", "options ndots:2 rotate"]
     )
     host = Path("/etc/resolv.conf").read_text().split("\n")
     servers = [row for row in host if row.startswith("nameserver")]
@@ -432,6 +440,12 @@ def test_shared_memory_of_the_host(run: Run) -> None:
         ("--security-opt apparmor=mine", "apparmor=mine"),
         ("--security-opt no-new-privileges:maybe", "maybe"),
         ("--privileged", "--cap-add"),
+        ("-P", "-P is not there: ports"),
+        ("--publish-all", "-p PORT:PORT"),
+        ("--restart always", "systemd"),
+        ("--uts=host", "--hostname"),
+        ("--gpus=all", "--device"),
+        ("-a stdout", "redirect"),
         ("--ulimit nofile", "nofile"),
         ("--ulimit files=1", "files"),
         ("--ulimit nofile=2:1", "above"),
