@@ -102,11 +102,9 @@ def _join(planned: Command, streams: Streams, first: First, *, tied: bool) -> in
 
 def _someone_inside(first: First) -> int:
     """Whose namespaces to join. An init of ours cannot be looked into; its first child is the command."""
-    if first.state.runtime:  # which is the first process, and not in the container itself
-        raise RunError(f"the container was handed over to {first.state.runtime}, and cannot be joined; stop it first")
+    if runtime := first.state.runtime:  # which is the first process, and sees the host
+        raise RunError(f"the container was handed over to {runtime}, and cannot be joined; stop it first")
     pid = first.state.pid
-    if runtime := first.state.runtime:  # which is that process, and sees the host
-        raise RunError(f"the container was handed over to {runtime}, so nothing of ours can go there while it runs")
     if not first.state.init:
         return pid
     with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
