@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from pullpipe import local
 from pullpipe.cli import refused
@@ -18,6 +20,7 @@ from pullpipe.reference import Reference
 from pullpipe.runner import container
 from pullpipe.runner.command import Overrides
 from pullpipe.runner.settings import STOP_TIMEOUT
+from pullpipe.runner.streams import Ours
 from pullpipe.runner.walls import Walls
 
 HELP = "run a command in an image, pulling it first if it is not here"
@@ -30,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", "--detach", action="store_true", help="do not wait for its end; print the container's id")
     parser.add_argument("-i", "--interactive", action="store_true", help="give the command our standard input")
     parser.add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
+    parser.add_argument("--cidfile", default="", metavar="FILE", help="write the container's id to this new file")
     parser.add_argument("--name", default="", help="call the container so")
     parser.add_argument(
         "-l", "--label", action="append", default=[], metavar="KEY[=VALUE]", help="what `inspect` shows and `ps` finds"
@@ -109,12 +113,16 @@ def run(arguments: argparse.Namespace) -> int:
         limits=limits,
         runtime=_program(arguments.runtime),
     )
-    if arguments.detach:
+    streams = None if arguments.detach else Ours(interactive=options.interactive, terminal=options.terminal)
+    with _id_file(arguments.cidfile) as note:
+        planned = container.create(store, image, options)
+        note(planned.container.id)
+    if streams is None:
         from pullpipe.runner import monitor
 
-        print(monitor.start(container.create(store, image, options)).id)
+        print(monitor.start(planned).id)
         return 0
-    ended = container.run(store, image, options)
+    ended = container.live(planned, streams)
     if ended.out_of_memory:
         print(
             f"pullpipe: the container ran out of memory, and the kernel killed a process in it; --memory is "
@@ -122,6 +130,26 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return ended.exit_code
+
+
+@contextmanager
+def _id_file(path: str) -> Iterator[Callable[[str], object]]:
+    """Gives what writes a container's id there, if that is asked for: to a new file, which goes if no id comes."""
+    if not path:
+        yield len
+        return
+    try:
+        file = open(path, "x", encoding="ascii")
+    except FileExistsError as error:
+        raise BadArgument(
+            f"--cidfile {path} is there already, with another's id; remove it, or name another"
+        ) from error
+    with file:
+        try:
+            yield file.write
+        except BaseException:
+            os.unlink(path)
+            raise
 
 
 def _program(name: str) -> str:

@@ -22,7 +22,7 @@ from pullpipe.runner.command import Command, Overrides
 from pullpipe.runner.process import Entrance, Life
 from pullpipe.runner.settings import STOP_TIMEOUT, Settings, plain, signal_name, walls_of
 from pullpipe.runner.state import State
-from pullpipe.runner.streams import Ours, Streams
+from pullpipe.runner.streams import Streams
 from pullpipe.runner.walls import Bind, Port, Walls
 from store import Container, InUse, Store
 from store.locks import Lock
@@ -73,15 +73,6 @@ class Planned(NamedTuple):
     groups: Sequence[Group]  # that its limits take
 
 
-def run(store: Store, image: LocalImage, options: Options) -> Ended:
-    """Runs the image's command in a new container.
-
-    Raises `RunError` when the command cannot be started, `NeedsRoot`, `KernelRefused`, `StoreError`, `OSError`.
-    """
-    streams = Ours(interactive=options.interactive, terminal=options.terminal)
-    return live(create(store, image, options), streams)
-
-
 def check_name(name: str) -> None:
     """Raises `BadArgument` for what cannot be a container's name."""
     if not _NAME.fullmatch(name):
@@ -89,7 +80,10 @@ def check_name(name: str) -> None:
 
 
 def create(store: Store, image: LocalImage, options: Options) -> Planned:
-    """A new container; nothing of it runs yet."""
+    """A new container, for the image's command; nothing of it runs yet.
+
+    Raises `RunError` for what cannot be started, `BadArgument`, `NeedsRoot`, `NotFound`, `StoreError`, `OSError`.
+    """
     if os.geteuid() != 0:
         raise NeedsRoot("running a container takes root's rights; enter a user namespace first, or use sudo")
     if options.name:
@@ -119,7 +113,7 @@ def create(store: Store, image: LocalImage, options: Options) -> Planned:
 def plan_again(store: Store, container: Container) -> Planned:
     """An ended container, whose command is to run once more, in the tree that it has left.
 
-    Raises `InUse` when it runs, `BadArgument` for what has no command, and as `run` does.
+    Raises `InUse` when it runs, `BadArgument` for what has no command, and as `create` does.
     """
     settings = Settings.of(container)
     if not settings.walls or container.target:
@@ -223,7 +217,10 @@ def _stop_signal(image: LocalImage, options: Options) -> str:
 
 
 def live(planned: Planned, streams: Streams, life: Life | None = None) -> Ended:
-    """From the container's first process to its end, which is recorded. Raises as `run` does."""
+    """From the container's first process to its end, which is recorded.
+
+    Raises `RunError` when the command cannot be started, `KernelRefused`, `StoreError`, `OSError`.
+    """
     store, container, lock = planned.store, planned.container, planned.lock
     ended = Ended(RunError.exit_code)
     begun = _Begun(planned, life or Life())

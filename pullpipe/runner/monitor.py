@@ -16,7 +16,7 @@ from store import Container, StoreError
 
 
 def start(planned: Planned) -> Container:
-    """Starts what is planned, and returns when it has begun. Raises as `container.run` does."""
+    """Starts what is planned, and returns when it has begun. Raises as `container.live` does."""
     told, telling = os.pipe()
     if os.fork() == 0:
         os.close(told)

@@ -17,6 +17,7 @@ from pathlib import Path
 from tests.conftest import PROJECT, Cli
 from tests.support.images import Image, Layer, host_shell_layers, write_layout
 from tests.support.processes import PATIENCE
+from tests.support.terminals import Terminal
 
 BASE = host_shell_layers()
 
@@ -73,6 +74,11 @@ def line(process: subprocess.Popen[bytes]) -> str:
     assert process.stdout is not None
     assert select.select([process.stdout], [], [], PATIENCE)[0], "it prints nothing"
     return process.stdout.readline().decode().rstrip("\n")
+
+
+def terminal_of(root: Path, *arguments: str, command: str = "run") -> Terminal:
+    """`pullpipe COMMAND` behind a terminal."""
+    return Terminal([sys.executable, "-m", "pullpipe", "--root", str(root), command, *arguments])
 
 
 def containers(cli: Cli) -> list[dict[str, object]]:

@@ -16,8 +16,7 @@ import pytest
 
 from pullpipe.runner import capabilities, cgroups, seccomp
 from tests.conftest import PROJECT, Cli, require
-from tests.runner.rig import BASE, Run, containers, error, line, out, pullpipe, started, status
-from tests.runner.test_run_cmd import terminal_of
+from tests.runner.rig import BASE, Run, containers, error, line, out, pullpipe, started, status, terminal_of
 from tests.support.images import HOST_PLATFORM, Device, Dir, File, Image, Symlink, write_layout
 from tests.support.processes import PATIENCE, Watched, descendants, until
 from tests.support.users import User, somewhere

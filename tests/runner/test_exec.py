@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT, Cli, require
-from tests.runner.rig import BASE, Run, emptied, error, filled, line, out, pullpipe, status
-from tests.runner.test_run_cmd import terminal_of
+from tests.runner.rig import BASE, Run, emptied, error, filled, line, out, pullpipe, status, terminal_of
 from tests.support.images import File, Image, Layer, write_layout
 from tests.support.processes import PATIENCE, Watched, children, until
 

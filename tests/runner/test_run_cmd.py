@@ -24,7 +24,7 @@ from pullpipe.runner import container
 from pullpipe.runner.command import Overrides
 from store import Store
 from tests.conftest import PROJECT, Cli, require
-from tests.runner.rig import Run, containers, error, line, out, started, status
+from tests.runner.rig import Run, containers, error, line, out, started, status, terminal_of
 from tests.support.images import Dir, Entry, File
 from tests.support.processes import PATIENCE, Watched, children, descendants, first_of_a_namespace, until
 from tests.support.terminals import Terminal
@@ -421,6 +421,21 @@ def test_a_name_is_taken_once(cli: Cli, image: None) -> None:
     assert [container["exit_code"] for container in containers(cli)] == [0]
 
 
+@pytest.mark.parametrize("way", ["-i", "-d"])
+def test_a_file_with_the_id(way: str, cli: Cli, image: None, tmp_path: Path) -> None:
+    """It is new, and there before the command is; without a container there is none."""
+    path = tmp_path / "id"
+    out(cli("run", way, "--name", "c", "--cidfile", path, f"-v={tmp_path}:/x", "test", "cat", "/x/id"))
+    written = path.read_text()
+    assert json.loads(out(cli("inspect", "c")))["Id"] == written
+    out(cli("wait", "c"))
+    assert (cli("logs", "c").stdout if way == "-d" else written) == written
+    assert "remove it" in error(cli("run", way, "--cidfile", path, "test", "true"), 125)
+    assert "taken" in error(cli("run", way, "--name", "c", "--cidfile", tmp_path / "other", "test", "true"), 125)
+    assert [one.name for one in tmp_path.iterdir() if one.is_file()] == ["id"]
+    assert len(containers(cli)) == 1
+
+
 def mounts_of(root: Path) -> list[str]:
     """The host's mounts that have anything to do with the store."""
     return [row for row in Path("/proc/self/mountinfo").read_text().split("\n") if str(root) in row]
@@ -565,11 +580,6 @@ def test_signals_the_command_starts_with(run: Run) -> None:
 
 
 # Terminals.
-
-
-def terminal_of(root: Path, *arguments: str, command: str = "run") -> Terminal:
-    """`pullpipe COMMAND` behind one."""
-    return Terminal([sys.executable, "-m", "pullpipe", "--root", str(root), command, *arguments])
 
 
 @pytest.fixture
@@ -760,5 +770,5 @@ def test_an_image_that_is_removed_before_its_container_is_there(cli: Cli, store_
     found = local.load(store, record)
     out(cli("rmi", "test"))
     with pytest.raises(NotFound, match="is not in the store any more"):
-        container.run(store, found, container.Options(Overrides(("true",))))
+        container.create(store, found, container.Options(Overrides(("true",))))
     assert list(store.containers) == []
