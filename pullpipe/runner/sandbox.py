@@ -267,7 +267,7 @@ def _mask(proc: int, null: int) -> None:
     # All but what belongs to processes: who is root here could change the modes of the others, which are the machine's.
     os.fchdir(proc)
     for name in _names(proc):
-        if not name.isdigit() and name not in _MASKED_PROC and not stat.S_ISLNK(os.lstat(name).st_mode):
+        if _is_the_machines(name) and not stat.S_ISLNK(os.lstat(name).st_mode):
             linux.mount(name, name, "", linux.MS_BIND | linux.MS_REC)
             linux.mount("", name, "", linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | _GUARD)
     os.chdir("/")
@@ -284,6 +284,16 @@ def masked_paths() -> list[str]:
     """All that is hidden, for whoever builds walls of their own."""
     processors = [f"{_PROCESSORS}/cpu{number}/{_MASKED_PROCESSOR}" for number in range(os.cpu_count() or 1)]
     return [f"/proc/{path}" for path in _MASKED_PROC] + [f"/sys/{path}" for path in (*_MASKED_SYS, *processors)]
+
+
+def readonly_paths() -> list[str]:
+    """All that cannot be written to, likewise: what there is in this machine's /proc."""
+    with os.scandir("/proc") as entries:
+        return sorted(entry.path for entry in entries if _is_the_machines(entry.name) and not entry.is_symlink())
+
+
+def _is_the_machines(name: str) -> bool:
+    return not name.isdigit() and name not in _MASKED_PROC
 
 
 def _processors(sys: int) -> list[str]:

@@ -21,7 +21,6 @@ from store import namespace
 _VERSION = "1.0.2"
 _NO_LIMIT = (1 << 64) - 1
 _GUARD = ["nosuid", "nodev", "noexec"]
-_READ_ONLY = [f"/proc/{name}" for name in ("bus", "fs", "irq", "sys", "sysrq-trigger")]
 _ATTRIBUTES = {linux.ATTR_RDONLY: "ro", linux.ATTR_NOSUID: "nosuid", linux.ATTR_NODEV: "nodev"}
 _ATTRIBUTES |= {linux.ATTR_NOEXEC: "noexec"}
 _ANNOTATION = "org.opencontainers.image"
@@ -64,7 +63,7 @@ def document(
     isolated: dict[str, Any] = {
         "namespaces": [{"type": kind} for kind in _namespaces(walls)],
         "maskedPaths": sandbox.masked_paths(),
-        "readonlyPaths": _READ_ONLY,
+        "readonlyPaths": sandbox.readonly_paths(),
         "devices": devices,
         "resources": {"devices": rules, **(_resources(limits) if limits else {})},
     }

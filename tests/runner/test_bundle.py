@@ -210,6 +210,14 @@ def test_the_same_container(run: Run, hand_over: Run) -> None:
         assert theirs == ours
 
 
+def test_proc_handed_over(run: Run, hand_over: Run) -> None:
+    """All that is not of processes is masked, or cannot be written to, as in a container of ours."""
+    script = "awk '$3 == \"proc\" { print $2, substr($4, 1, 2) }' /proc/mounts | sort; ls -l /proc | grep -c '1,  *3'"
+    ours = out(run("sh", "-c", script)).splitlines()
+    assert {"/proc rw", "/proc/sys ro", "/proc/kmsg ro"} <= set(ours)
+    assert out(hand_over("sh", "-c", script)).splitlines() == ours
+
+
 def test_walls_handed_over(hand_over: Run, tmp_path: Path) -> None:
     """What the specification has a word for is as pullpipe has it."""
     (tmp_path / "file").write_text("of the host\n")
