@@ -121,7 +121,8 @@ def test_a_mount_target_that_becomes_a_symlink(shell_root: Path, victim: Path, b
     """CVE-2021-30465 as it was found: another container swaps a directory of a shared volume for a symlink, and back.
 
     The place that has been looked up is the place that is mounted on: the mount is there, or in the container's own
-    directory of the victim's name, or is refused.
+    directory of the victim's name, or is refused. It goes on until a swap has come between two mounts of one
+    container: one is in the directory, and the other where the symlink leads.
     """
     volume = tmp_path / "volume"
     (volume / "a").mkdir(parents=True)
@@ -131,10 +132,16 @@ def test_a_mount_target_that_becomes_a_symlink(shell_root: Path, victim: Path, b
         assert exchanger.stdout is not None
         assert exchanger.stdout.readline() == "up\n"
         try:
-            for _ in range(8):
-                options = (f"-v={volume}:/vol", f"-v={bait}:/vol/a/deep/er", "--tmpfs=/vol/a/tmpfs")
-                done = pullpipe(shell_root, "run", "--rm", *options, "test", "true")
+            for _ in range(100):
+                mounts = [f"--tmpfs=/vol/a/tmpfs{number}" for number in range(40)]
+                options = (f"-v={volume}:/vol", f"-v={bait}:/vol/a/deep/er", *mounts)
+                done = pullpipe(shell_root, "run", "--rm", *options, "test", "cat", "/proc/self/mountinfo")
                 assert done.returncode in (0, 125), done.stderr
+                places = [row.split()[4] for row in done.stdout.splitlines()]
+                if len({place.startswith("/vol/") for place in places if "/tmpfs" in place}) == 2:
+                    break
+            else:
+                pytest.fail("no swap was hit")
         finally:
             exchanger.kill()
 
