@@ -25,6 +25,9 @@ _SWITCHES = {  # of a tmpfs: which attribute, and whether the word takes it away
     "suid": (linux.ATTR_NOSUID, True),
     "nodev": (0, False),  # none of them opens devices
 }
+# Settings of an IPC namespace, besides fs.mqueue's; sysvipc(7)
+_IPC_SETTINGS = {f"kernel.{name}" for name in ("msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni")}
+_IPC_SETTINGS.add("kernel.shm_rmid_forced")
 _TMPFS = {"size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "huge", "mpol"}  # tmpfs(5)
 
 
@@ -64,6 +67,7 @@ def add_wall_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pid", default="private", help="host: see the host's processes")
     parser.add_argument("--ipc", default="private", help="host: share the host's shared memory and message queues")
+    several("--sysctl", metavar="NAME=VALUE", text="a setting of the container's own network (net.…) or IPC namespace")
     several("--add-host", metavar="NAME:ADDRESS", text=f"a line of /etc/hosts; {GATEWAY} stands for this machine")
     several("--dns", metavar="ADDRESS", text="a name server, instead of the host's")
     several("--dns-search", metavar="DOMAIN", text="a domain to search, instead of the host's; a dot for none")
@@ -92,6 +96,7 @@ def walls_of(arguments: argparse.Namespace) -> Walls:
             "--init with CAP_SYS_PTRACE would open this machine's Python to the container; leave one away, "
             "or use an init of the image's"
         )
+    network = _network(arguments)
     return Walls(
         rights=rights,
         seccomp=seccomp,
@@ -99,9 +104,10 @@ def walls_of(arguments: argparse.Namespace) -> Walls:
         devices=tuple(device for text in arguments.device for device in _devices(text)),
         read_only=arguments.read_only,
         shm_size=size_of("--shm-size", arguments.shm_size or "64m"),
-        network=_network(arguments),
+        network=network,
         host_pids=_choice("--pid", arguments.pid, "private", "host") == "host",
         host_ipc=host_ipc,
+        sysctls=_sysctls(arguments.sysctl, network, host_ipc=host_ipc),
         init=arguments.init,
     )
 
@@ -346,6 +352,23 @@ def _port_range(text: str) -> range:
     match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", text)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     return range(first, last + 1) if first and last < 1 << 16 else range(0)
+
+
+def _sysctls(texts: Iterable[str], network: Network, *, host_ipc: bool) -> tuple[tuple[str, str], ...]:
+    """Of the container's namespaces, as far as these are its own."""
+    found = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not re.fullmatch(r"[a-z]+(\.[A-Za-z0-9_-]+)+", name) or not value:
+            raise BadArgument(f"--sysctl {text} is none: NAME=VALUE, such as net.ipv4.ip_forward=1")
+        of_ipc = name in _IPC_SETTINGS or name.startswith("fs.mqueue.")
+        if not of_ipc and not name.startswith("net."):
+            raise BadArgument(f"--sysctl {text}: {name} is of the whole machine; set it there, by sysctl(8)")
+        if host_ipc if of_ipc else network.kind == "host":
+            instead = "without --ipc host" if of_ipc else "with --network private or none"
+            raise BadArgument(f"--sysctl {text}: {name} would be this machine's; a container has its own {instead}")
+        found[name] = value
+    return tuple(found.items())
 
 
 def _is_address(text: str) -> bool:

@@ -202,6 +202,8 @@ def _build(walls: Walls, given: _Given) -> None:
     null = os.open("/dev/null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     for tree, target in given.asked_for:
         places.mount(tree, target, forbidden=forbidden)
+    for name, value in walls.sysctls:
+        _set(given.proc, name, value)
     _mask(given.proc, null)
     for descriptor in (null, given.proc, given.sys):
         os.close(descriptor)
@@ -237,6 +239,20 @@ def _mount_dev(walls: Walls) -> None:
     for path, tree in made:
         _attach(tree, path)
         os.close(tree)
+
+
+def _set(proc: int, name: str, value: str) -> None:
+    """A setting of one of our namespaces."""
+    path = f"sys/{name.replace('.', '/')}"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=proc)
+        try:
+            os.write(fd, os.fsencode(value))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        reason = (error.strerror or "refused").lower()
+        raise RunError(f"{name} cannot be {value!r} in this container: {reason}; change that --sysctl") from error
 
 
 def _mask(proc: int, null: int) -> None:

@@ -65,6 +65,7 @@ def document(
         "maskedPaths": sandbox.masked_paths(),
         "readonlyPaths": sandbox.readonly_paths(),
         "devices": devices,
+        "sysctl": dict(walls.sysctls),
         "resources": {"devices": rules, **(_resources(limits) if limits else {})},
     }
     if (filtered := seccomp.section(walls.seccomp, walls.rights.capabilities)) is not None:

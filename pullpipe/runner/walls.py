@@ -70,4 +70,5 @@ class Walls(NamedTuple):
     network: Network = Network()
     host_pids: bool = False
     host_ipc: bool = False
+    sysctls: tuple[tuple[str, str], ...] = ()  # (name, value) of settings of the container's own namespaces
     init: bool = False  # a process of ours is the first one, and the command its child

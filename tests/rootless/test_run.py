@@ -73,6 +73,12 @@ def test_exit_codes(run: Run, words: tuple[str, ...], code: int) -> None:
     assert run(*words).returncode == code
 
 
+def test_settings_of_its_own(run: Run) -> None:
+    """Where the kernel lets root of the container's namespaces set them: those of a network it always does."""
+    options = ("--network=none", "--sysctl=net.ipv4.ip_forward=1")
+    assert out(run("cat", "/proc/sys/net/ipv4/ip_forward", options=options)) == "1"
+
+
 def test_commands_that_cannot_be(run: Run) -> None:
     assert "no 'nope' in the image's PATH" in error(run("nope"), 127)
     assert "permission denied" in error(run("/etc/passwd"), 126)

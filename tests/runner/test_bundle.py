@@ -218,6 +218,12 @@ def test_proc_handed_over(run: Run, hand_over: Run) -> None:
     assert out(hand_over("sh", "-c", script)).splitlines() == ours
 
 
+def test_settings_handed_over(hand_over: Run) -> None:
+    options = ("--network=none", "--sysctl=net.ipv4.ip_forward=1", "--sysctl=kernel.shmmax=65536")
+    script = "cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmax"
+    assert out(hand_over("sh", "-c", script, options=options)) == "1\n65536"
+
+
 def test_walls_handed_over(hand_over: Run, tmp_path: Path) -> None:
     """What the specification has a word for is as pullpipe has it."""
     (tmp_path / "file").write_text("of the host\n")

@@ -161,6 +161,12 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
     assert out(asked).split("\n") == ["search example.org", "nameserver 192.0.2.7"]
 
 
+def test_its_own_settings(caller: Caller) -> None:
+    name = "net/ipv4/ip_unprivileged_port_start"
+    shown = caller.run("--network=private", f"--sysctl={name.replace('/', '.')}=80", "test", "cat", f"/proc/sys/{name}")
+    assert out(shown) == "80"
+
+
 def test_its_own_loopback(user: Caller, machine: World) -> None:
     """What the machine has for itself alone is not there, whatever the name; what the container has is."""
     script = f"nc 127.0.0.1 4000 < /dev/null || echo no; nc {OWN} 4000 < /dev/null || echo no; "

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT, Cli, require
-from tests.runner.rig import Run, error, line, out, started, status
+from tests.runner.rig import Run, error, line, out, pullpipe, started, status
 from tests.support.images import Entry, File, Symlink
 from tests.support.processes import PATIENCE, Watched, descendants, until
 
@@ -440,6 +440,13 @@ def test_shared_memory_of_the_host(run: Run) -> None:
         ("--security-opt apparmor=mine", "apparmor=mine"),
         ("--security-opt no-new-privileges:maybe", "maybe"),
         ("--privileged", "--cap-add"),
+        ("--sysctl net.ipv4.ip_forward=1", "--network private"),
+        ("--sysctl kernel.shmmax=1 --ipc=host", "without --ipc host"),
+        ("--sysctl kernel.core_pattern=x", "whole machine"),
+        ("--sysctl net.x", "NAME=VALUE"),
+        ("--sysctl net.../../kernel.core_pattern=x", "NAME=VALUE"),
+        ("--network=none --sysctl net.ipv4.nothing=1", "no such file"),
+        ("--network=none --sysctl net.ipv4.ip_forward=x", "invalid argument"),
         ("-P", "-P is not there: ports"),
         ("--publish-all", "-p PORT:PORT"),
         ("--restart always", "systemd"),
@@ -471,6 +478,27 @@ def test_shared_memory_of_the_host(run: Run) -> None:
 def test_refusals(options: str, said: str, run: Run) -> None:
     """One line that names what is wrong, 125, and no container."""
     assert said in error(run("true", options=tuple(options.split(" "))), 125)
+
+
+SETTINGS = {
+    "net.ipv4.ip_unprivileged_port_start": "80",
+    "kernel.shmmax": "65536",
+    "kernel.sem": "1 2 3 4",
+    "fs.mqueue.msg_max": "7",
+}
+
+
+def test_settings_of_its_own(shell_root: Path) -> None:
+    """Of its own namespaces: the machine's are what they were. They are there again when it is started once more."""
+    paths = ["/proc/sys/" + name.replace(".", "/") for name in SETTINGS]
+    before = [Path(path).read_text() for path in paths]
+    options = [f"--sysctl={name}={value}" for name, value in SETTINGS.items()]
+    done = pullpipe(shell_root, "run", "--name=set", "--network=none", *options, "test", "cat", *paths)
+    again = pullpipe(shell_root, "start", "-a", "set")
+    out(pullpipe(shell_root, "rm", "set"))
+    assert [" ".join(row.split()) for row in out(done).splitlines()] == list(SETTINGS.values())
+    assert out(again) == out(done)
+    assert [Path(path).read_text() for path in paths] == before
 
 
 def test_what_is_no_text(run: Run) -> None:
