@@ -29,9 +29,12 @@ _SIGNALS = 128  # exit codes from here on tell of one
 
 def check(options: Options) -> None:
     """Raises `RunError` for what cannot be handed over."""
+    walls = options.walls
+    of_network = any(name.startswith("net.") for name, _ in walls.sysctls)
     for what, asked in {
-        "--pid host": options.walls.host_pids,
-        "--init": options.walls.init,
+        "--pid host": walls.host_pids,
+        "--init": walls.init,
+        "--sysctl of a private network": of_network and walls.network.kind == "private",
         "--detach with --tty": options.detached and options.terminal,
     }.items():
         if asked:

@@ -290,6 +290,7 @@ def test_a_command_ended_by_a_signal(hand_over: Run) -> None:
         (("--init",), "true", 125, "--init cannot be handed over"),
         (("-dt",), "true", 125, "--detach with --tty cannot be handed over"),
         (("--pid=host",), "true", 125, "--pid host cannot be handed over"),
+        (("--network=private", "--sysctl=net.ipv4.ip_forward=1"), "true", 125, "private network cannot be handed over"),
         (("--memory=1m",), "true", 125, "6m at least"),
         (("--runtime=no-such-runtime",), "true", 125, "no program 'no-such-runtime'"),
     ],
