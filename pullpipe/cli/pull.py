@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pullpipe import local
-from pullpipe.cli.common import add_pull_options, open_store
+from pullpipe.cli.common import OneByOne, add_pull_options, open_store
 from pullpipe.cli.provide import provide
 from pullpipe.cli.registries import only_registry
 from pullpipe.errors import BadArgument
@@ -35,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     if len(references) > 1 and arguments.trace:
         raise BadArgument("--trace is of one image: name one")
     only_registry(references, arguments)
+    each = OneByOne(arguments)
     for reference in references:
-        print(provide(store, reference, arguments).manifest, flush=True)
-    return 0
+        with each:
+            print(provide(store, reference, arguments).manifest, flush=True)
+    return each.code

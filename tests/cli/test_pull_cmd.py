@@ -387,11 +387,11 @@ class TestSeveral:
         assert ok(cli, "pull", second, first).splitlines() == [digest_of(long_layout), digest_of(layout)]
 
     def test_one_that_is_not_there(self, cli: Cli, registry: Registry, layout: Path) -> None:
-        """What was pulled before stays; a name that is none is told of before anything is pulled."""
+        """The others are pulled all the same; a name that is none is told of before anything is pulled."""
         reference = registry.push(layout, "image", to="pull/several:1")
-        done = cli("pull", "-q", reference, f"{registry.host}/pull/none:1")
+        done = cli("pull", "-q", f"{registry.host}/pull/absent:1", reference)
         assert (done.returncode, done.stdout) == (1, f"{digest_of(layout)}\n")
-        assert "pull/none:1" in done.stderr
+        assert "pull/absent:1" in done.stderr
         assert len(answer(cli, "images", "--format", "json")) == 1
         assert "'A'" in fails(cli, "pull", "-q", "A", reference)
 
