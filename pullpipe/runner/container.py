@@ -240,6 +240,7 @@ def live(planned: Planned, streams: Streams, life: Life | None = None) -> Ended:
             moments = {"started": begun.state.started, "finished": time.time()}
             store.containers.amend(container, **ended._asdict(), **moments)
             lock.release()
+    streams.deliver()  # however long it takes, the container is not waited for
     return ended
 
 
@@ -326,7 +327,6 @@ def _start(planned: Planned, streams: Streams, begun: _Begun) -> Ended:
         ours.close()
         process.become(wanted, streams, theirs, entrance)
     theirs.close()
-    streams.forked()
     exit_code = process.oversee(begun.pid, ours, streams, begun)
     return Ended(exit_code, bool(limited) and cgroups.out_of_memory(limited))
 
@@ -340,7 +340,6 @@ def _hand_over(planned: Planned, streams: Streams, begun: _Begun) -> Ended:
         ours.close()
         handover.become(planned, streams, theirs)
     theirs.close()
-    streams.forked()
     exit_code = process.oversee(begun.pid, ours, streams, begun)
     if failed := handover.failure(planned, exit_code):
         raise failed

@@ -16,7 +16,7 @@ from pullpipe import linux, stack
 from pullpipe.errors import CommandNotExecutable, CommandNotFound, PullpipeError, RunError
 from pullpipe.runner import cgroups, names, process, signals, spec
 from pullpipe.runner.limits import settings
-from pullpipe.runner.streams import Streams
+from pullpipe.runner.streams import NULL, Streams
 from pullpipe.runner.terminal import our_size
 from store import Container, StoreError
 
@@ -52,9 +52,11 @@ def become(planned: Planned, streams: Streams, channel: socket.socket) -> NoRetu
     """In the first process of a PID namespace: becomes the runtime."""
     try:
         signals.reset()
-        if not streams.terminal:  # with one, the runtime sets it up, and keys are for the container alone
+        if streams.terminal:  # ours is the runtime's, which relays it to the container's, and gets our keys
+            process.take((0 if planned.options.interactive else NULL, 1, 2))
+        else:
             os.setsid()
-        process.take(streams.given)
+            process.take(streams.given)
         process.close_all_but(channel.fileno())
         linux.unshare(linux.CLONE_NEWNS)
         if not linux.keep_mounts_here():

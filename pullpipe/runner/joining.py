@@ -1,15 +1,14 @@
 """A further command in a running container: within the same walls, and with no right that they do not leave.
 
 Whatever is in the container may be hostile by now, and sees the process as soon as it is in the PID namespace. So the
-process is hidden before it goes there (CVE-2019-5736), holds nothing of the host but its standard streams, and loads
-and believes nothing that it finds (CVE-2019-14271).
+process is hidden before it goes there (CVE-2019-5736), holds nothing of the host but its ends of pipes, and loads and
+believes nothing that it finds (CVE-2019-14271).
 """
 
 from __future__ import annotations
 
 import os
 import select
-import signal
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -53,9 +52,9 @@ def execute(store: Store, container: Container, asked: Asked, ambient: Mapping[s
     """
     if asked.detached and asked.terminal:
         raise RunError("with -d nobody would hold the terminal; leave -t away")
+    process.close_all_but()  # what we were given is not for the container
     streams = Streams() if asked.detached else Ours(interactive=asked.interactive, terminal=asked.terminal)
     planned = _planned(container, Settings.of(container), asked, ambient)
-    process.close_all_but()  # what we were given is not for the container
     with ending.first_of(store, container) as first:
         if asked.detached and first.state.host_pids:
             raise RunError("with --pid host nothing would end what -d starts; leave -d away")
@@ -91,13 +90,13 @@ def _join(planned: Command, streams: Streams, first: First, *, tied: bool) -> in
         entrance = Entrance(lambda: _arrive(first), first.state.rights, new=False, tied=tied)
         process.become(planned, streams, theirs, entrance)
     theirs.close()
-    streams.forked()
     if not tied:
         process.see_off(ours)
         return 0
-    if first.state.host_pids:  # nothing else would end it with the container
-        streams.inputs[first.process] = lambda: _kill(pid)
-    return process.oversee(pid, ours, streams, Life())
+    # With the machine's PIDs, nothing else would end it with the container.
+    exit_code = process.oversee(pid, ours, streams, Life(), tied_to=first.process if first.state.host_pids else None)
+    streams.deliver()
+    return exit_code
 
 
 def _someone_inside(first: First) -> int:
@@ -165,8 +164,3 @@ def _arrive(first: First) -> int:
     os.umask(0o022)
     sandbox.exchange_streams()
     return first.state.withheld
-
-
-def _kill(pid: int) -> bool:
-    os.kill(pid, signal.SIGKILL)
-    return False

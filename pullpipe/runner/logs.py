@@ -41,12 +41,8 @@ class Log:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._begun: dict[str, bytes] = {}  # lines, by their streams
 
-    def take(self, source: int, stream: str) -> bool:
-        """Reads what there is, and keeps it; whether there may be more."""
-        try:
-            data = os.read(source, _PIECE)
-        except OSError:  # EIO: the other side of a terminal is closed
-            return False
+    def take(self, stream: str, data: bytes) -> None:
+        """Keeps what comes next of a stream."""
         *lines, last = (self._begun.pop(stream, b"") + data).split(b"\n")
         prefix = f"{stamp(time.time_ns())} {stream} ".encode()
         found = [piece for line in lines for piece in _pieces(prefix, line, b"F")]
@@ -55,7 +51,6 @@ class Log:
         elif last:
             self._begun[stream] = last
         self._write(b"".join(found))
-        return bool(data)
 
     def close(self) -> None:
         """Writes the lines that have not ended, too."""

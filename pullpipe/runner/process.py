@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 from pullpipe import linux
@@ -21,13 +20,12 @@ from pullpipe.errors import CommandNotExecutable, CommandNotFound, PullpipeError
 from pullpipe.runner import command, sandbox, signals
 from pullpipe.runner.command import Command
 from pullpipe.runner.signals import Signals
-from pullpipe.runner.streams import NULL, Sources, Streams
+from pullpipe.runner.streams import NULL, Streams
 from pullpipe.runner.walls import Rights
 from store import StoreError
 
 _MESSAGE_LIMIT = 64 << 10  # bytes
 _WHY_LIMIT = 4096  # characters
-_DRAIN_LIMIT = 64  # pieces; as much as pipes hold
 _ERRORS = {error.__name__: error for error in (CommandNotFound, CommandNotExecutable)}
 
 
@@ -57,15 +55,17 @@ def failure(message: bytes) -> RunError | None:
 # Outside.
 
 
-def oversee(pid: int, channel: socket.socket, streams: Streams, life: Life) -> int:
-    """Serves the process until it has ended, and reaps it. Returns its exit code; 128+N when signal N ended it.
+def oversee(pid: int, channel: socket.socket, streams: Streams, life: Life, *, tied_to: int | None = None) -> int:
+    """Serves the process until it has ended, and reaps it. Returns its exit code; 128+N when signal N ended it. It is
+    killed when the one ends whose pidfd is `tied_to`.
 
     Raises what kept it from becoming the command.
     """
     with channel, Signals(pid) as heard:
         told = _Told(channel, streams, life)
         try:
-            _serve(told, streams, heard)
+            streams.begin(heard.process)
+            _serve(told, streams, heard, [] if tied_to is None else [tied_to])
         except BaseException:
             signal.pidfd_send_signal(heard.process, signal.SIGKILL)
             raise
@@ -73,8 +73,7 @@ def oversee(pid: int, channel: socket.socket, streams: Streams, life: Life) -> i
             heard.wait_for(heard.process)
             _, status = os.waitpid(pid, 0)
             life.ended()
-            _drain(streams)
-            streams.close()
+            streams.end(heard.told_to_end)
     if told.failure:
         raise told.failure
     code = os.waitstatus_to_exitcode(status)
@@ -133,31 +132,18 @@ class _Told:
         return bool(self.open)
 
 
-def _serve(told: _Told, streams: Streams, heard: Signals) -> None:
+def _serve(told: _Told, streams: Streams, heard: Signals, tied_to: list[int]) -> None:
     while True:
-        ready, resized = heard.wait(heard.process, *told.open, *streams.inputs, *streams.outputs)
+        ready, resized = heard.wait(heard.process, *told.open, *tied_to)
         if resized:
             streams.resized()
         while told.hear():
             pass
         if heard.process in ready:
             return
-        for sources in (streams.inputs, streams.outputs):
-            _read(sources, [source for source in sources if source in ready])
-
-
-def _drain(streams: Streams) -> None:
-    """Takes what has been written and not yet read; who could write more is not waited for."""
-    for _ in range(_DRAIN_LIMIT):
-        if not (ready := select.select(list(streams.outputs), [], [], 0)[0]):
+        if any(process in ready for process in tied_to):
+            signal.pidfd_send_signal(heard.process, signal.SIGKILL)
             return
-        _read(streams.outputs, ready)
-
-
-def _read(sources: Sources, ready: Iterable[int]) -> None:
-    for source in ready:
-        if not sources[source]():
-            del sources[source]
 
 
 # Inside.

@@ -387,17 +387,17 @@ def give_up_rights(identity: Identity, rights: Rights, withheld: int = 0) -> Non
 
 
 def exchange_streams() -> None:
-    """Has standard streams that are the host's /dev/null, or its like, be the container's: who is root there might
-    change the mode and owner of what is open, and the container's nodes are mounted read-only. Raises `RunError`."""
+    """Has standard streams that are the host's null device be the container's: who is root there might change the mode
+    and owner of what is open, and the container's nodes are mounted read-only. Raises `RunError`."""
     for stream in (0, 1, 2):
         status = os.fstat(stream)
-        if not stat.S_ISCHR(status.st_mode) or (name := _NUMBERS.get(status.st_rdev)) is None:
+        if not stat.S_ISCHR(status.st_mode) or _NUMBERS.get(status.st_rdev) != "null":
             continue
         mode = fcntl.fcntl(stream, fcntl.F_GETFL)
         # Without waiting: where this is not the first process, there may be anything by now.
-        own = os.open(f"/dev/{name}", mode & os.O_ACCMODE | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        own = os.open("/dev/null", mode & os.O_ACCMODE | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         if os.fstat(own).st_rdev != status.st_rdev:
-            raise RunError(f"the container's /dev/{name} is something else, so it cannot be a standard stream")
+            raise RunError("the container's /dev/null is something else, so it cannot be a standard stream")
         fcntl.fcntl(own, fcntl.F_SETFL, mode)
         os.dup2(own, stream)
         os.close(own)
@@ -407,8 +407,4 @@ def own_streams(uid: int) -> None:
     """Gives the user the pipes that are the standard streams, so that they can open /dev/stdout, as with Docker."""
     for stream in (0, 1, 2):
         if stat.S_ISFIFO(os.fstat(stream).st_mode):
-            try:
-                os.fchown(stream, uid, -1)
-            except PermissionError:
-                if not namespace.in_user_namespace():  # there it may be the pipe of somebody who is not in it
-                    raise
+            os.fchown(stream, uid, -1)

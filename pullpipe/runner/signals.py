@@ -19,6 +19,7 @@ _FORWARDED = (
     signal.SIGALRM,
     signal.SIGCONT,
 )
+_ENDING = {signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}  # not SIGINT: who types Ctrl-C can type another
 # They do not end a process that does not handle them.
 _HARMLESS = {signal.SIGCONT, signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH}
 _HARMLESS |= {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
@@ -36,6 +37,7 @@ class Signals:
     def __init__(self, pid: int) -> None:
         self.killed_by = 0
         self._pid = pid
+        self._told_to_end = False
 
     def __enter__(self) -> Self:
         self.process = os.pidfd_open(self._pid)  # readable when it has ended
@@ -58,12 +60,24 @@ class Signals:
             resized = False
             if self._arrived in ready:
                 ready.remove(self._arrived)
-                for number in os.read(self._arrived, 4096):
-                    resized = resized or number == signal.SIGWINCH
-                    if number in _FORWARDED and send(self._pid, self.process, number):
-                        self.killed_by = self.killed_by or number
+                resized = signal.SIGWINCH in self._pass_on()
             if ready or resized:
                 return ready, resized
+
+    def told_to_end(self) -> bool:
+        """Whether there has been a signal with which somebody wants us to end; they should not wait for others."""
+        with contextlib.suppress(BlockingIOError):
+            self._pass_on()
+        return self._told_to_end
+
+    def _pass_on(self) -> bytes:
+        """Those that have arrived, by their numbers."""
+        arrived = os.read(self._arrived, 4096)
+        for number in arrived:
+            self._told_to_end = self._told_to_end or number in _ENDING
+            if number in _FORWARDED and send(self._pid, self.process, number):
+                self.killed_by = self.killed_by or number
+        return arrived
 
     def wait_for(self, descriptor: int) -> None:
         """Waits until it is readable."""

@@ -69,7 +69,8 @@ def _our_size() -> bytes | None:
 
 
 def set_raw(stream: int) -> Callable[[], None]:
-    """Every key goes to the command, Ctrl-C too, and those typed ahead. Returns what undoes it."""
+    """Every key goes to the command, Ctrl-C too, and those typed ahead. Returns what undoes it. Neither waits for what
+    is written, which nobody may be left to read."""
     before = termios.tcgetattr(stream)
-    tty.setraw(stream, termios.TCSADRAIN)
-    return lambda: termios.tcsetattr(stream, termios.TCSADRAIN, before)
+    tty.setraw(stream, termios.TCSANOW)
+    return lambda: termios.tcsetattr(stream, termios.TCSANOW, before)

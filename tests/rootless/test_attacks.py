@@ -195,3 +195,22 @@ for change in (lambda: open("/v/secret").read(), lambda: os.chown("/v/secret", 0
         assert inside(code, options=(f"-v={resident.home}/mine:/v",)) == ""
     finally:
         os.unlink(resident.home / "mine/secret")
+
+
+@pytest.mark.parametrize("way", ["run", "exec"])
+def test_the_users_files_as_streams(way: str, resident: User, give: Give) -> None:
+    """Who is root inside is their owner outside; what is open there is not theirs all the same."""
+    if not resident.store.exists():
+        give(resident)
+    change = "for s in 0 1 2; do chmod 4755 /proc/self/fd/$s; echo new > /proc/self/fd/$s; done"
+    if way == "exec":
+        started = resident.pullpipe("run", "-d", "--rm", "--name", "streams", "test", "sleep", "1000")
+        assert started.returncode == 0, started.stderr
+    call = ["exec", "-i", "streams"] if way == "exec" else ["run", "--rm", "-i", "test"]
+    command = [sys.executable, "-m", "pullpipe", *call, "sh", "-c", change]
+    place = "umask 027; cd; for f in in out err; do echo earlier > $f; done"
+    script = '"$@" < in >> out 2>> err; stat -c %a in out err; cat in out; rm -f in out err'
+    shown = resident.run("sh", "-c", f"{place}; {script}", "sh", *command)
+    assert shown.stdout.split() == [*["640"] * 3, "earlier", "earlier", "new"], shown.stderr
+    if way == "exec":
+        assert resident.pullpipe("rm", "-f", "streams").returncode == 0

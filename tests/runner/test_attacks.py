@@ -668,12 +668,11 @@ open("/proc/self/comm", "w").write("new")
 
 
 def test_streams_that_are_devices_work(shell_root: Path) -> None:
-    """As what they are: read, written and appended to."""
+    """They are read, written and appended to."""
     command = f"{sys.executable} -m pullpipe --root {shell_root} run --rm -i test"
-    script = f"{command} sh -c 'head -c 4 | od -An -tx1' < /dev/zero; {command} echo x >> /dev/null; "
-    script += f"{command} sh -c 'echo x 2> /dev/null || echo full >&2' > /dev/full"
+    script = f"{command} sh -c 'head -c 4 | od -An -tx1' < /dev/zero; {command} echo x >> /dev/null"
     done = subprocess.run(["sh", "-c", script], cwd=PROJECT, capture_output=True, text=True)
-    assert (done.stdout.split(), done.stderr) == (["00"] * 4, "full\n")
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["00"] * 4, "")
 
 
 KEEP_A_KEY = """
@@ -773,4 +772,4 @@ def test_the_terminal_of_the_caller(shell_root: Path) -> None:
     command = f'{sys.executable} -m pullpipe --root {shell_root} run --rm -i {options} test python -S -c "{code}"'
     done = subprocess.run(["script", "-qec", command, "/dev/null"], cwd=PROJECT, capture_output=True, text=True)
     assert "out" not in done.stdout.split()
-    assert "PermissionError" in done.stdout or "Input/output error" in done.stdout, done.stdout
+    assert "Inappropriate ioctl" in done.stdout, done.stdout  # it is a pipe

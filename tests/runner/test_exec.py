@@ -141,7 +141,7 @@ def test_no_descriptor_of_ours(root: Path) -> None:
 
 def test_the_null_device(do: Run, root: Path) -> None:
     """What is the host's /dev/null as a standard stream is exchanged for the container's, whose mode cannot change."""
-    command = [sys.executable, "-m", "pullpipe", "--root", str(root), "exec", "c", "chmod", "0600", "/dev/stdout"]
+    command = [sys.executable, "-m", "pullpipe", "--root", str(root), "exec", "c", "chmod", "0600", "/dev/stdin"]
     mode = os.stat("/dev/null").st_mode
     done = subprocess.run(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert done.returncode != 0

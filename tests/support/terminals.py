@@ -12,6 +12,7 @@ import subprocess
 import termios
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from tests.conftest import PROJECT
 from tests.support.processes import PATIENCE
@@ -52,6 +53,21 @@ class Terminal:
             self.seen += os.read(self.master, 4096).decode()
         self.seen = self.seen[match.end() :]
         return match
+
+    def type_until_full(self) -> None:
+        """Until nobody has taken any more of it for a while."""
+        os.set_blocking(self.master, False)
+        while select.select([], [self.master], [], 0.5)[1]:
+            with suppress(BlockingIOError):
+                os.write(self.master, b"x" * 4096)
+
+    def is_full(self) -> bool:
+        """Whether who writes to it would have to wait, for nobody reads."""
+        return not select.select([], [self._slave], [], 0)[1]
+
+    def status(self) -> os.stat_result:
+        """Of the terminal's node."""
+        return os.fstat(self._slave)
 
     def modes(self) -> list[object]:
         return termios.tcgetattr(self._slave)
