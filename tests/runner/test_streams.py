@@ -122,6 +122,29 @@ def test_a_terminal_of_ours(terminal: Callable[..., Terminal]) -> None:
         assert (after.st_mode, after.st_uid) == (before.st_mode, before.st_uid)
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_ones(closed: str, way: Callable[..., list[str]], tmp_path: Path) -> None:
+    """As the null device: the command has three, and nothing else of ours is taken for one."""
+    said = tmp_path / "said"
+    script = "for s in 0 1 2; do test -p /proc/self/fd/$s || exit 9; done; cat; echo out; echo err >&2; exit 7"
+    call = way("sh", "-c", script)
+    with said.open("w") as file:
+        shell = subprocess.run(
+            ["sh", "-c", f'"$@" {closed}', "sh", *call], cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+        )
+    assert shell.returncode == 7, said.read_text()
+    expected = {"err": ("<&-", ">&-"), "out": ("<&-", "2>&-")}
+    assert sorted(said.read_text().split()) == [name for name, others in expected.items() if closed in others]
+
+
+def test_closed_ones_of_other_commands(store_root: Path) -> None:
+    """What prints to nobody is no failure."""
+    shell = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command(store_root, "images")], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert (shell.returncode, shell.stderr) == (0, "")
+
+
 # What crosses.
 
 
