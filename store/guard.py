@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 
 from store.errors import UnusableRoot
 from store.locks import exists
@@ -18,8 +19,8 @@ _OVERFLOW = 65534  # as whom a user namespace shows those who are not in it
 _LINKS = 40  # symlinks on the way, as the kernel allows
 
 
-def check(root: str, directories: Iterable[str], trusted: Iterable[int]) -> None:
-    """Looks at the root, if it is there, and at those of its directories that are.
+def check(root: str, directories: Iterable[str], files: Iterable[str], trusted: Iterable[int]) -> None:
+    """Looks at the root, if it is there, and at those of its directories and files that are.
 
     `trusted` are ids of users who may put another directory in its place. Raises `UnusableRoot`.
     """
@@ -40,13 +41,21 @@ def check(root: str, directories: Iterable[str], trusted: Iterable[int]) -> None
             remedy = f"work with it as that user, or {remedy}"
         raise UnusableRoot(f"the store at {root} belongs to user {found.st_uid}; {remedy}")
     for name in directories:
-        path = os.path.join(root, name)
-        try:
-            part = os.lstat(path)
-        except FileNotFoundError:
-            continue
-        if not stat.S_ISDIR(part.st_mode) or part.st_uid != found.st_uid:
-            raise UnusableRoot(f"{path} is not a directory of the store's owner; name another store with --root")
+        check_part(os.path.join(root, name), stat.S_IFDIR)
+    for name in files:
+        check_part(os.path.join(root, name), stat.S_IFREG)
+
+
+def check_part(path: str, *kinds: int) -> None:
+    """Raises `UnusableRoot` when something is there that is not of these kinds, or not its owner's who opens the store:
+    a symlink that somebody has prepared would lead what is written to it elsewhere."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if stat.S_IFMT(found.st_mode) not in kinds or found.st_uid != os.geteuid():
+        what = "directory" if kinds == (stat.S_IFDIR,) else "file"
+        raise UnusableRoot(f"{path} is not a {what} of the store's owner; name another store with --root")
 
 
 def check_closed(root: str) -> None:
@@ -70,7 +79,7 @@ def _check_way(root: str, trusted: set[int]) -> None:
         above = os.stat(at)
         found = os.lstat(path) if exists(path) else None
         sticky = above.st_mode & stat.S_ISVTX and (found is None or found.st_uid in trusted)
-        if above.st_uid not in trusted or (above.st_mode & stat.S_IWOTH and not sticky):
+        if above.st_uid not in trusted or (_others_may_write(above, trusted) and not sticky):
             raise UnusableRoot(
                 f"others may change {at}, and so put another directory in place of {root}; name another one with --root"
             )
@@ -86,6 +95,26 @@ def _check_way(root: str, trusted: set[int]) -> None:
         names += _names(target)
         if target.startswith("/"):
             at = "/"
+
+
+def _others_may_write(found: os.stat_result, trusted: Collection[int]) -> bool:
+    """By its mode, and who is in its group: that of a user, with nobody else in it, is as good as the user."""
+    if found.st_mode & stat.S_IWOTH or not found.st_mode & stat.S_IWGRP:
+        return bool(found.st_mode & stat.S_IWOTH)
+    if in_user_namespace() and found.st_gid == _OVERFLOW:
+        return False
+    import grp  # as seldom as it is asked, for names may come from far away
+    import pwd
+
+    try:
+        group = grp.getgrgid(found.st_gid)
+    except KeyError:
+        return True
+    users = set()
+    for uid in trusted:
+        with suppress(KeyError):
+            users.add(pwd.getpwuid(uid).pw_name)
+    return not users.issuperset([group.gr_name, *group.gr_mem])
 
 
 def _names(path: str) -> list[str]:

@@ -30,7 +30,7 @@ class Lock:
 
     def _acquire(self, operation: int) -> bool:
         while True:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(fd, operation)
                 if is_at(fd, self.path):
@@ -51,7 +51,7 @@ class Lock:
     def is_held(self) -> bool:
         """Whether somebody holds it exclusively. Whoever asks is not seen by others who ask."""
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
         try:
@@ -70,7 +70,7 @@ class Lock:
     def wait_for_note(self) -> bytes:
         """Waits until nobody holds the lock and returns the note that its last holder left, even if the file is removed
         by then. Raises `FileNotFoundError`."""
-        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_SH)
             return os.read(fd, 4096)

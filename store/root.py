@@ -55,7 +55,7 @@ class Store:
         self.root = os.path.abspath(root)
         self._durable = durable
         self._attributes = "trusted" if is_machines_root() else "user"
-        guard.check(self.root, _DIRECTORIES, trusted)
+        guard.check(self.root, _DIRECTORIES, _FILES, trusted)
         self._open()
         self.blobs = Blobs(self.root)
         self.leases = Leases(self.root)
@@ -93,13 +93,21 @@ class Store:
 
     def _create(self, version: str) -> None:
         os.makedirs(self.root, mode=0o700, exist_ok=True)
-        strange = [name for name in os.listdir(self.root) if not _is_ours(name)]
-        if strange:
+        self._check_new()
+        os.chmod(self.root, 0o700)
+        self._check_new()  # what others could put into it until now is there by now
+        self._complete()
+
+    def _check_new(self) -> None:
+        """Raises `UnusableRoot` when there is more in the root than a creation leaves that was interrupted."""
+        names = os.listdir(self.root)
+        if not all(map(_is_ours, names)):
             raise UnusableRoot(
                 f"{self.root} is not a pullpipe store and not empty; name an empty or new directory with --root"
             )
-        os.chmod(self.root, 0o700)
-        self._complete()
+        for name in names:
+            if name != "lost+found":
+                guard.check_part(os.path.join(self.root, name), stat.S_IFREG, stat.S_IFDIR)
 
     def _complete(self) -> None:
         """Makes what is missing; the version last, for where it stands the rest does."""

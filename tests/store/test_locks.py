@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,15 @@ def test_release_without_holding(path: str) -> None:
     holder.release(remove=True)
     holder.release(remove=True)
     assert not Path(path).exists()
+
+
+@pytest.mark.parametrize("take", [Lock.acquire, Lock.try_acquire, Lock.is_held, Lock.wait_for_note])
+def test_a_symlink_is_none(path: str, tmp_path: Path, take: Callable[[Lock], object]) -> None:
+    """Whoever has put it there would have a file of ours made, or locked, elsewhere."""
+    Path(path).symlink_to(tmp_path / "target")
+    with pytest.raises(OSError, match="symbolic links"):
+        take(Lock(path))
+    assert not (tmp_path / "target").exists()
 
 
 def test_waiter_gets_the_lock_that_counts(path: str) -> None:

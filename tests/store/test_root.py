@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
+import shutil
 import stat
 import subprocess
 import sys
@@ -128,6 +130,62 @@ def test_what_another_user_has_prepared_is_refused(tmp_path: Path) -> None:
     assert everything(root) == everything(elsewhere) == []
 
 
+@pytest.mark.needs_root
+class TestWhatAnotherUserHasPrepared:
+    """In a directory of ours that anybody could write to."""
+
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        root = tmp_path / "root"
+        root.mkdir()
+        root.chmod(0o777)
+        return root
+
+    def test_nothing(self, root: Path) -> None:
+        """So it is closed, and used."""
+        Store(str(root))
+        assert stat.S_IMODE(root.stat().st_mode) == 0o700
+
+    @pytest.mark.parametrize("name", ["create.lock", "use.lock", "version.tmp", "index.json", "version"])
+    def test_a_symlink(self, root: Path, tmp_path: Path, name: str) -> None:
+        (root / name).symlink_to(tmp_path / "target")
+        with pytest.raises(UnusableRoot, match=f"{name} is not a file of the store's owner"):
+            Store(str(root))
+        assert not (tmp_path / "target").exists()
+        assert everything(root) == [name]
+
+    @pytest.mark.parametrize("name", ["index.json", "oci-layout", "version", "create.lock"])
+    def test_a_file(self, root: Path, name: str) -> None:
+        """Also when the directory has been closed since."""
+        (root / name).write_text("1\n")
+        os.chown(root / name, 12345, 12345)
+        for mode in (0o777, 0o700):
+            root.chmod(mode)
+            with pytest.raises(UnusableRoot, match=f"{name} is not a file of the store's owner"):
+                Store(str(root))
+        assert everything(root) == [name]
+
+    def test_at_the_last_moment(self, root: Path, tmp_path: Path) -> None:
+        """Between the look and the closing."""
+        program = """
+import os, sys
+from store import Store, UnusableRoot
+root, target = sys.argv[1:]
+def hook(event, arguments):
+    if event == "os.chmod" and arguments[0] == root:
+        os.symlink(target, root + "/create.lock")
+sys.addaudithook(hook)
+try:
+    Store(root)
+except UnusableRoot as error:
+    print(error)
+"""
+        command = [sys.executable, "-c", program, str(root), str(tmp_path / "target")]
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=30)
+        assert "create.lock is not a file of the store's owner" in done.stdout, done.stderr
+        assert not (tmp_path / "target").exists()
+
+
 def test_a_store_that_others_may_enter_is_refused(store: Store) -> None:
     os.chmod(store.root, 0o711)
     with pytest.raises(UnusableRoot, match=r"mode 0711.*chmod 700"):
@@ -164,6 +222,24 @@ class TestTheWayToTheRoot:
         with pytest.raises(UnusableRoot, match="others may change"):
             Store(str(home / "root"))
         Store(str(home / "root"), trusted=[12345])
+
+    @pytest.mark.parametrize(
+        ("owner", "group", "refused"),
+        [("root", "nogroup", True), ("root", "root", False), ("root", "daemon", False), ("daemon", "daemon", False)],
+    )
+    def test_one_that_a_group_may_change(self, tmp_path: Path, owner: str, group: str, refused: bool) -> None:
+        """A user's own group, with nobody else in it, is as good as the user; here daemon is one who is trusted."""
+        shared = tmp_path / "shared"
+        shared.mkdir()
+        shutil.chown(shared, owner, group)
+        shared.chmod(0o775)
+        trusted = [pwd.getpwnam("daemon").pw_uid]
+        if not refused:
+            Store(str(shared / "root"), trusted=trusted)
+            return
+        with pytest.raises(UnusableRoot, match="others may change"):
+            Store(str(shared / "root"), trusted=trusted)
+        assert everything(shared) == []
 
     def test_symlinks_of_our_own(self, tmp_path: Path) -> None:
         (tmp_path / "disk").mkdir()
