@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import NamedTuple
 
 from pullpipe import local, stack
@@ -76,7 +76,7 @@ def measure(store: Store) -> Usage:
         variants = {chain_id: _layer_size(store.variants, chain_id) for chain_id in store.variants}
         images = _images(store, blobs, layers)
     upper = {container: disk_usage(store.containers.path(container)) for container in store.containers}
-    ended = sum(size for container, size in upper.items() if not _is_in_use(store, container))
+    ended = sum(size for container, size in upper.items() if not is_in_use(store, container))
     partials = [partial.size for partial in store.blobs.partials()]
     left = [disk_usage(path) for path in leftovers(store.root)]
     return Usage(
@@ -146,20 +146,50 @@ def waste(store: Store, wanted: Wanted) -> list[Waste]:
     return found
 
 
-def remove(store: Store, found: Sequence[Waste]) -> None:
-    """Removes it, unless somebody has begun to need it since."""
+def remove(store: Store, found: Sequence[Waste]) -> tuple[list[Waste], list[StoreError | OSError]]:
+    """Removes it, unless somebody has begun to need it since; what a crash left first, so that there is room again.
+
+    Returns what is gone, and why the rest of it is not, where that is not somebody's need.
+    """
+    failed: list[StoreError | OSError] = []
+
+    def attempt(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except (InUse, NotInStore):
+            pass
+        except (StoreError, OSError) as error:
+            failed.append(error)
+
+    attempt(store.clean)
+    for each in found:
+        if each.kind == "partial":
+            attempt(partial(store.blobs.forget, Digest.parse(each.name)))
     for container in list(store.containers):
         if ("container", container.name) in _names(found):
-            with suppress(InUse, NotInStore):
-                store.containers.remove(container)
-    for kind, name in _names(found):
-        if kind == "image":
-            with suppress(NotInStore):
-                store.images.remove(name)
-        elif kind == "partial":
-            store.blobs.forget(Digest.parse(name))
-    local.collect(store)
-    store.clean()
+            attempt(partial(store.containers.remove, container))
+    for each in found:
+        if each.kind == "image":
+            attempt(partial(store.images.remove, each.name))
+    attempt(partial(local.collect, store))
+    left = _present(store, found)
+    return [each for each in found if (each.kind, each.name) not in left], failed
+
+
+def _present(store: Store, found: Sequence[Waste]) -> set[tuple[str, str]]:
+    """What of this is in the store, and more."""
+    digests = {"layer": [*store.layers, *store.variants], "blob": list(store.blobs)}
+    digests["partial"] = [
+        digest
+        for digest in (Digest.parse(each.name) for each in found if each.kind == "partial")
+        if store.blobs.arrived(digest)
+    ]
+    return {
+        *(("container", container.name) for container in store.containers),
+        *(("image", record.reference) for record in store.images),
+        *(("leftover", os.path.basename(path)) for path in leftovers(store.root)),
+        *((kind, str(digest)) for kind, some in digests.items() for digest in some),
+    }
 
 
 def _names(found: Sequence[Waste]) -> set[tuple[str, str]]:
@@ -167,10 +197,11 @@ def _names(found: Sequence[Waste]) -> set[tuple[str, str]]:
 
 
 def _is_wanted(store: Store, container: Container, wanted: Wanted) -> bool:
-    return wanted.containers and not _is_in_use(store, container) and _is_old(container.created, wanted.age or 0)
+    return wanted.containers and not is_in_use(store, container) and _is_old(container.created, wanted.age or 0)
 
 
-def _is_in_use(store: Store, container: Container) -> bool:
+def is_in_use(store: Store, container: Container) -> bool:
+    """Whether it runs, or can be seen somewhere."""
     return store.containers.is_running(container) or stack.is_mounted(container)
 
 

@@ -19,7 +19,7 @@ from store import durable, locks
 from store.digest import Digest
 from store.errors import Corrupt, InUse, NotInStore
 from store.locks import Lock, exists
-from store.trees import Doomed
+from store.trees import Doomed, remove_tree
 
 
 class Container(NamedTuple):
@@ -151,12 +151,17 @@ class Containers:
             raise InUse(f"the container name {name!r} is taken; choose another, or `pullpipe rm {name}` first")
 
     def _make(self, container: Container) -> Lock:
-        for directory in ("", "upper", "work", "rootfs"):
-            os.mkdir(os.path.join(self.path(container), directory), 0o700)
-        os.chmod(os.path.join(self.path(container), "upper"), 0o755)  # it stands for the root
         lock = Lock(self._lock_path(container.id))
-        lock.acquire()
-        self.update(container)
+        try:
+            for directory in ("", "upper", "work", "rootfs"):
+                os.mkdir(os.path.join(self.path(container), directory), 0o700)
+            os.chmod(os.path.join(self.path(container), "upper"), 0o755)  # it stands for the root
+            lock.acquire()
+            self.update(container)
+        except BaseException:
+            remove_tree(self.path(container))  # in place: nobody takes it for a container, or sweeps it, meanwhile
+            lock.release()
+            raise
         return lock
 
     def path(self, container: Container) -> str:

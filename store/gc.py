@@ -7,6 +7,7 @@ or a container leads to.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from store.digest import Digest
@@ -58,14 +59,17 @@ def sweep(store: Store, mark: Callable[[], Marks]) -> Swept:
     push has so far is not held by a lock, but by `Store.leases`. The layers' files, which may be many, are removed when
     others go on.
     """
-    with store.exclusive():
+    # Behind `exclusive`, what is out of sight goes, even if something else could not be taken away.
+    with ExitStack() as doomed, store.exclusive():
         marks = mark()
         store.leases.forget()
         dead = unused(store, marks)
-        doomed = [store.stacks.take_away(chain_id) for chain_id in dead.stacks]
-        doomed += [store.variants.take_away(chain_id) for chain_id in dead.variants]
-        doomed += [store.layers.take_away(diff_id) for diff_id in dead.layers]
+        for chain_id in dead.stacks:
+            doomed.callback(store.stacks.take_away(chain_id).remove)
+        for chain_id in dead.variants:
+            doomed.callback(store.variants.take_away(chain_id).remove)
+        for diff_id in dead.layers:
+            doomed.callback(store.layers.take_away(diff_id).remove)
         size = sum(store.blobs.remove(digest) for digest in dead.blobs)
-    for tree in doomed:
-        tree.remove()
+    store.reserve.keep()
     return Swept(len(dead.blobs), len(dead.layers) + len(dead.variants), size)

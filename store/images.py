@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from store import durable, locks
 from store.digest import Digest
 from store.errors import Corrupt, InUse, NotInStore
+from store.reserve import Reserve
 
 _REF_NAME = "org.opencontainers.image.ref.name"
 _RESOLVED = "dev.pullpipe.resolved"  # what the registry gave for the reference: the index's digest, if it was one
@@ -86,6 +87,7 @@ class Images:
     def __init__(self, root: str, *, durable: bool) -> None:
         self._path = os.path.join(root, "index.json")
         self._lock = os.path.join(root, "index.lock")
+        self._reserve = Reserve(root)
         self._durable = durable
 
     def __iter__(self) -> Iterator[ImageRecord]:
@@ -139,7 +141,7 @@ class Images:
             kept = [entry for entry in entries if not _is_record(entry) or _reference(entry) != reference]
             if len(kept) == len(entries):
                 raise NotInStore(f"no image {reference} in the store; `pullpipe images` lists them")
-            self._write(index, kept)
+            self._reserve.removing(lambda: self._write(index, kept))
 
     def push(self, repository: str, tag: str, digest: Digest, media_type: str, size: int) -> None:
         """Has the manifest in the repository, and `tag`, unless that is empty, name it.
@@ -179,7 +181,7 @@ class Images:
             entries = index["manifests"]
             kept = [entry for entry in entries if _is_record(entry) or not is_meant(entry)]
             if len(kept) < len(entries):
-                self._write(index, kept)
+                self._reserve.removing(lambda: self._write(index, kept))
             return len(kept) < len(entries)
 
     def _read(self) -> dict[str, Any]:

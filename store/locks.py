@@ -16,6 +16,8 @@ from contextlib import contextmanager
 class Lock:
     """An flock on the file at `path`, which is created when it is not there."""
 
+    _flags = os.O_RDWR | os.O_CREAT
+
     def __init__(self, path: str) -> None:
         self.path = path
         self._fd = -1
@@ -30,7 +32,7 @@ class Lock:
 
     def _acquire(self, operation: int) -> bool:
         while True:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fd = os.open(self.path, self._flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(fd, operation)
                 if is_at(fd, self.path):
@@ -84,6 +86,15 @@ class Lock:
                 os.unlink(self.path)
             os.close(self._fd)
             self._fd = -1
+
+
+class DirectoryLock(Lock):
+    """An flock on the directory at `path` itself: it takes no new file, so it can be had on a full file system.
+
+    The directory may be given another name meanwhile. Taking it raises `FileNotFoundError` when there is none.
+    """
+
+    _flags = os.O_RDONLY | os.O_DIRECTORY
 
 
 def exists(path: str) -> bool:

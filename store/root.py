@@ -17,6 +17,7 @@ from store.images import EMPTY_INDEX, Images
 from store.layers import LayerInfo, StackInfo
 from store.leases import Leases
 from store.namespace import is_machines_root
+from store.reserve import Reserve
 from store.trees import Staging, Trees, clean
 
 FORMAT = 1
@@ -59,6 +60,7 @@ class Store:
         self._open()
         self.blobs = Blobs(self.root)
         self.leases = Leases(self.root)
+        self.reserve = Reserve(self.root)
         self.layers = Trees(self.root, "layers", "layer.json", LayerInfo.from_json)
         self.variants = Trees(self.root, "variants", "layer.json", LayerInfo.from_json)
         self.stacks = Trees(self.root, "stacks", "stack.json", StackInfo.from_json)
@@ -187,6 +189,7 @@ class Store:
         """
         if not blobs and not trees:
             return
+        self.reserve.keep()
         self.flush()
         arrived: list[Ingest | Staging[Any]] = [*blobs, *trees]
         for item in arrived:

@@ -20,7 +20,7 @@ from store import durable
 from store.compare import differences
 from store.digest import Digest
 from store.errors import UNREADABLE, Corrupt, InvalidDigest, NotInStore
-from store.locks import Lock, exists, is_at
+from store.locks import DirectoryLock, Lock, exists, is_at
 
 
 class Info(Protocol):
@@ -32,6 +32,7 @@ class Info(Protocol):
 
 _I = TypeVar("_I", bound=Info)
 _numbers = itertools.count()
+_REMOVED = ".removed"  # the end of a name in `staging/`: what is being removed
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -149,26 +150,31 @@ class Trees(Generic[_I]):
 
     def take_away(self, digest: Digest) -> Doomed:
         """Takes the tree out of sight in one step. The caller holds `use.lock`, and removes the files without it."""
-        return Doomed(self._path(digest), f"{self._staged(digest)}.{os.getpid()}.{next(_numbers)}.removed")
+        return Doomed(self._path(digest), f"{self._staged(digest)}.{os.getpid()}.{next(_numbers)}")
 
 
 class Doomed:
-    """A directory that is out of sight, and whose files are still there: `path` is taken to `hidden`, in `staging/`."""
+    """A directory that is out of sight, and whose files are still there: `path` is taken to `hidden`, in `staging/`.
+
+    That makes no file, for it is what makes room on a full file system.
+    """
 
     def __init__(self, path: str, hidden: str) -> None:
-        self._path = hidden
-        self._lock = Lock(hidden + ".lock")
+        self._path = hidden + _REMOVED
+        self._lock = DirectoryLock(path)
         self._lock.acquire()
         try:
-            os.rename(path, hidden)
+            os.rename(path, self._path)
         except BaseException:
-            self._lock.release(remove=True)
+            self._lock.release()
             raise
 
     def remove(self) -> None:
         """Removes the files, which may take a while; `clean` does so after a crash."""
-        remove_tree(self._path)
-        self._lock.release(remove=True)
+        try:
+            remove_tree(self._path)
+        finally:
+            self._lock.release()
 
 
 class Staging(Generic[_I]):
@@ -220,11 +226,24 @@ def clean(root: str) -> None:
     staging = os.path.join(root, "staging")
     for name in os.listdir(staging):
         path = os.path.join(staging, name)
-        lock = Lock(path.removesuffix(".lock") + ".lock")
-        if lock.try_acquire():
-            if not name.endswith(".lock"):
+        with _unowned(path) as free:
+            if free and not name.endswith(".lock"):
                 remove_tree(path)
-            lock.release(remove=True)
+
+
+@contextmanager
+def _unowned(path: str) -> Iterator[bool]:
+    """Whether nobody is at what stands at this path in `staging/`; nobody begins with it within the block."""
+    removed = path.endswith(_REMOVED)
+    lock = DirectoryLock(path) if removed else Lock(path.removesuffix(".lock") + ".lock")
+    try:
+        free = lock.try_acquire()
+    except FileNotFoundError:  # what was being removed is gone
+        free = False
+    try:
+        yield free
+    finally:
+        lock.release(remove=not removed)
 
 
 @contextmanager
@@ -265,11 +284,10 @@ def leftovers(root: str) -> list[str]:
     staging = os.path.join(root, "staging")
     found = []
     for name in sorted(os.listdir(staging)):
-        if not name.endswith(".lock"):
-            lock = Lock(os.path.join(staging, f"{name}.lock"))
-            if lock.try_acquire():
-                found.append(os.path.join(staging, name))
-                lock.release(remove=True)
+        path = os.path.join(staging, name)
+        with _unowned(path) as free:
+            if free and not name.endswith(".lock"):
+                found.append(path)
     return found
 
 

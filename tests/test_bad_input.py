@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import socket
 import ssl
 import stat
@@ -248,6 +249,20 @@ def mounted(target: Path, *arguments: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", target], check=True)
+
+
+def filled_up(directory: Path, what: str, *, but: int = 0) -> Path:
+    """A new directory with files in it that take all the file system has of these, but for so many inodes."""
+    directory.mkdir()
+    if what == "bytes":
+        with suppress(OSError), (directory / "file").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+    else:
+        for number in range(os.statvfs(directory).f_ffree - but):
+            (directory / str(number)).touch()
+    assert os.statvfs(directory).f_ffree == but or what == "bytes"
+    return directory
 
 
 @contextmanager
@@ -769,13 +784,37 @@ class TestFullDisk:
             one_line(cli("run", "-q", f"{large}:files", "true"), 125, "no space left", "--root")
             assert cli("ps", "--quiet").stdout == ""
 
-    def test_room_can_be_made(self, cli: Cli, store_root: Path, small: str, large: str) -> None:
-        """On a disk that a pull has filled, `rmi` works: it is what the user would reach for."""
-        with mounted(store_root, "-t", "tmpfs", "-o", "size=4m", "tmpfs"):
+    def test_a_container_that_finds_no_room(self, cli: Cli, store_root: Path, shell: str) -> None:
+        """Nothing stays of it, however far it has come: the next one finds what this one has found."""
+        with mounted(store_root, "-t", "tmpfs", "-o", "size=64m,nr_inodes=500", "tmpfs"):
+            assert cli("run", "-q", "--rm", shell).returncode == 0
+            for inodes in range(8):
+                filled = filled_up(store_root / "staging" / "filled", "inodes", but=inodes)
+                for _ in range(2):
+                    one_line(cli("run", "-q", "--rm", shell), 125, "no space left")
+                    assert os.statvfs(store_root).f_ffree == inodes
+                    assert os.listdir(store_root / "containers") == []
+                shutil.rmtree(filled)
+
+    @pytest.mark.parametrize("what", ["inodes", "bytes"])
+    @pytest.mark.parametrize("command", ["rm", "rmi", "prune", "prune --all --containers"])
+    def test_room_can_be_made(
+        self, cli: Cli, store_root: Path, small: str, shell: str, what: str, command: str
+    ) -> None:
+        """When a container has filled the disk to the last byte, or inode, whatever removes works."""
+        with mounted(store_root, "-t", "tmpfs", "-o", "size=32m,nr_inodes=500", "tmpfs"):
             assert cli("pull", "-q", small).returncode == 0
-            one_line(cli("pull", "-q", f"{large}:files"), 1, "no space left")
-            done = cli("rmi", small)
-            assert (done.returncode, done.stdout) == (0, f"{small}\n"), done.stderr
+            assert cli("run", "-q", "--name", "fills", shell).returncode == 0
+            [upper] = (store_root / "containers").glob("*/upper")
+            filled_up(upper / "filled", what)
+            done = cli(*command.split(), *{"rm": ["fills"], "rmi": [small]}.get(command, []))
+            assert done.returncode == 0, done.stderr
+            assert ("fills" in cli("ps", "--all").stdout) == (command in ("rmi", "prune"))
+            if command == "rmi":
+                assert small not in cli("images").stdout
+            if command == "prune --all --containers":
+                assert os.listdir(store_root / "blobs" / "sha256") == os.listdir(store_root / "staging") == []
+                assert cli("pull", "-q", small).returncode == 0
 
 
 class TestNotRoot:

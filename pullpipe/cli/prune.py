@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 
 from pullpipe import usage
-from pullpipe.cli.common import open_store, print_json
+from pullpipe.cli.common import OneByOne, open_store, print_json
 from pullpipe.errors import BadArgument
 from pullpipe.progress import human_size
 
@@ -34,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="until=AGE (10m, 36h, 7d): only images, containers and partial downloads that are older; "
         "reference=PATTERN: only such images",
     )
+    parser.add_argument("-f", "--force", action="store_true", help="as Docker's; nothing is asked without it, either")
     parser.add_argument("-n", "--dry-run", action="store_true", help="only say what would be removed")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="json for programs")
 
@@ -42,8 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = _wanted(arguments)
     store = open_store(arguments, as_root=True)
     found = usage.waste(store, wanted)
+    failed: Sequence[Exception] = ()
     if not arguments.dry_run:
-        usage.remove(store, found)
+        found, failed = usage.remove(store, found)
     if arguments.format == "json":
         print_json([each._asdict() for each in found])
     else:
@@ -51,7 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
             print(each.kind, each.name, *([human_size(each.size)] if each.size else []))
     done = "would be freed" if arguments.dry_run else "freed"
     print(f"{human_size(sum(each.size for each in found))} {done}", file=sys.stderr)
-    return 0
+    each_failed = OneByOne(arguments)
+    for error in failed:
+        with each_failed:
+            raise error
+    return each_failed.code
 
 
 def _wanted(arguments: argparse.Namespace) -> usage.Wanted:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pullpipe import local
+from pullpipe import local, usage
 from pullpipe.cli.common import OneByOne, open_store
+from pullpipe.errors import NotFound
 from pullpipe.look.chosen import Chosen
 from pullpipe.progress import counted, human_size
-from store import InUse, Store
+from store import InUse, NotInStore, Store
 
 HELP = "remove images, and the layers that nothing else needs"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-f",
+        "--force",
+        action="store_true",
+        help="also those that ended containers are of; pass over what is not there",
+    )
     parser.add_argument("references", metavar="REF", nargs="+")
 
 
@@ -24,12 +31,20 @@ def run(arguments: argparse.Namespace) -> int:
     each = OneByOne(arguments)
     for name in names:
         with each:
-            _remove(store, local.only_name(store, name))
+            try:
+                _remove(store, local.only_name(store, name), forced=arguments.force)
+            except (NotFound, NotInStore):
+                if not arguments.force:
+                    raise
     return each.code
 
 
-def _remove(store: Store, reference: str) -> None:
-    users = [container.name for container in store.containers if container.image == reference]
+def _remove(store: Store, reference: str, *, forced: bool) -> None:
+    users = [
+        container.name
+        for container in store.containers
+        if container.image == reference and (not forced or usage.is_in_use(store, container))
+    ]
     if users:
         raise InUse(f"{reference} is used by {', '.join(users)}; `pullpipe rm {' '.join(users)}` first")
     swept = local.remove(store, reference)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from pullpipe import usage
 from store import Digest, Store
 from tests.cli.rig import answer, fails, layers_of, layout_of, mounted_tree, ok, started, until
 from tests.conftest import Cli
@@ -31,6 +36,16 @@ def aged(path: Path, seconds: float) -> None:
 def content(root: Path) -> set[str]:
     """All that is in the store, but for locks."""
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.suffix != ".lock"}
+
+
+@contextmanager
+def mounted_at(target: Path) -> Iterator[None]:
+    """Something is mounted there, so it cannot be removed."""
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", target], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", target], check=True)
 
 
 @pytest.fixture
@@ -128,6 +143,31 @@ class TestPrune:
             assert sorted(path.name for path in target.iterdir()) == ["lower", "upper"]
         finally:
             ok(cli, "umount", target)
+
+    def test_what_cannot_be_removed(
+        self, cli: Cli, container: str, garbage: set[tuple[str, str]], store_root: Path
+    ) -> None:
+        """All else goes, what has gone is told, and why the rest has not."""
+        busy = store_root / "staging" / "layers-sha256-half" / "mount"
+        busy.mkdir()
+        with mounted_at(busy):
+            done = cli("prune", "--containers", "--force", "--format", "json")
+            assert done.returncode == 1
+            assert "layers-sha256-half: device or resource busy" in done.stderr.splitlines()[-1]
+            gone = {(each["kind"], each["name"]) for each in json.loads(done.stdout)}
+            assert gone == {("container", container), *garbage} - {("leftover", "layers-sha256-half")}
+        assert pruned(cli) == [("leftover", "layers-sha256-half")]
+
+    def test_what_is_needed_again(self, cli: Cli, container: str, store_root: Path) -> None:
+        """Between the look and the removal: it is not said to be gone."""
+        [found] = Store(str(store_root)).containers
+        wasted = usage.waste(Store(str(store_root)), usage.Wanted(containers=True))
+        assert [each.name for each in wasted] == [container]
+        lock = Store(str(store_root)).containers.lock(found)
+        assert lock is not None
+        assert usage.remove(Store(str(store_root)), wasted) == ([], [])
+        lock.release()
+        assert usage.remove(Store(str(store_root)), wasted) == (wasted, [])
 
     def test_images_by_age(self, cli: Cli, image: str, store_root: Path) -> None:
         assert pruned(cli, "--all", "--filter", "until=1h") == []

@@ -100,6 +100,18 @@ def test_in_use(cli: Cli, image: str, tmp_path: Path) -> None:
     ok(cli, "rmi", image)
 
 
+def test_forced(cli: Cli, image: str, tmp_path: Path) -> None:
+    """As Docker's: not from under a container that is there to be seen; one that has ended keeps what it stands on."""
+    with mounted(cli, image, tmp_path / "m", "--rw") as target:
+        (target / "written").touch()
+        [container] = answer(cli, "ps", "--format", "json")
+        assert container["name"] in fails(cli, "rmi", "--force", image)
+    assert ok(cli, "rmi", "-f", "other", image) == image
+    assert answer(cli, "images", "--format", "json") == []
+    ok(cli, "commit", container["name"], "again:1")
+    assert mounted_tree(cli, "again:1", tmp_path / "m").keys() == {b".", b"lower", b"upper", b"written"}
+
+
 def test_layers_of_a_container_stay(cli: Cli, layout: Path, tmp_path: Path) -> None:
     """Its image's name went to another image, which is removed: the container's tree is still there."""
     ok(cli, "load", "-q", "-t", "moving:1", layout)

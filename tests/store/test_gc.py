@@ -91,3 +91,29 @@ assert free == [True], free
 """
     with another_process(program, Path(store.root)):
         assert list(store.layers) == []
+
+
+def test_what_fails_holds_nothing_up(store: Store) -> None:
+    """The disk refuses to take the second layer away: the first is removed, and no lock stays."""
+    put_layer(store, "one")
+    put_layer(store, "two")
+    program = """
+import os
+from store.gc import Marks, sweep
+renames = []
+def hook(event, arguments):
+    if event == "os.rename":
+        renames.append(arguments)
+        if len(renames) == 2:
+            raise OSError(5, "Input/output error")
+sys.addaudithook(hook)
+try:
+    sweep(store, lambda: Marks(set(), set(), set(), set()))
+except OSError:
+    assert os.listdir(f"{store.root}/staging") == []
+else:
+    raise AssertionError("nothing failed")
+"""
+    with another_process(program, Path(store.root)):
+        assert len(list(store.layers)) == 1
+        assert sweep(store, marks) == Swept(blobs=0, layers=1, blob_bytes=0)
