@@ -15,7 +15,7 @@ from pullpipe.errors import InvalidDocument
 from pullpipe.reference import DEFAULT_REGISTRY
 from store import Container, Digest, ImageRecord, InUse, LayerInfo, NotInStore, Store, StoreError, Trees
 from store.gc import unused
-from store.trees import disk_usage, leftovers
+from store.trees import disk_usage
 
 WEEK = 7 * 24 * 3600.0  # seconds
 
@@ -65,6 +65,7 @@ class Usage(NamedTuple):
     containers: Total  # unused: of those that have ended
     partials: Total
     leftovers: Total
+    strays: Total  # what is not the store's
 
 
 def measure(store: Store) -> Usage:
@@ -78,7 +79,7 @@ def measure(store: Store) -> Usage:
     upper = {container: disk_usage(store.containers.path(container)) for container in store.containers}
     ended = sum(size for container, size in upper.items() if not is_in_use(store, container))
     partials = [partial.size for partial in store.blobs.partials()]
-    left = [disk_usage(path) for path in leftovers(store.root)]
+    left, strays = ([disk_usage(path) for path in paths] for paths in (store.leftovers(), store.strays()))
     return Usage(
         images,
         Total(len(blobs), sum(blobs.values()), sum(blobs[digest] for digest in dead.blobs)),
@@ -90,6 +91,7 @@ def measure(store: Store) -> Usage:
         Total(len(upper), sum(upper.values()), ended),
         Total(len(partials), sum(partials), sum(partials)),
         Total(len(left), sum(left), sum(left)),
+        Total(len(strays), sum(strays), 0),
     )
 
 
@@ -142,7 +144,7 @@ def waste(store: Store, wanted: Wanted) -> list[Waste]:
     found += [
         Waste("partial", str(each.digest), each.size) for each in store.blobs.partials() if _is_old(each.touched, age)
     ]
-    found += [Waste("leftover", os.path.basename(path), disk_usage(path)) for path in leftovers(store.root)]
+    found += [Waste("leftover", os.path.basename(path), disk_usage(path)) for path in store.leftovers()]
     return found
 
 
@@ -187,7 +189,7 @@ def _present(store: Store, found: Sequence[Waste]) -> set[tuple[str, str]]:
     return {
         *(("container", container.name) for container in store.containers),
         *(("image", record.reference) for record in store.images),
-        *(("leftover", os.path.basename(path)) for path in leftovers(store.root)),
+        *(("leftover", os.path.basename(path)) for path in store.leftovers()),
         *((kind, str(digest)) for kind, some in digests.items() for digest in some),
     }
 

@@ -17,7 +17,7 @@ from pullpipe.progress import human_size
 from pullpipe.reference import Reference
 from store import Corrupt, Digest, NotInStore, Store, StoreError, Trees
 from store.compare import content_size
-from store.trees import leftovers
+from store.trees import disk_usage
 
 State: TypeAlias = Literal["damaged", "mended", "unchecked", "orphan", "leftover"]
 Key: TypeAlias = tuple[str, Digest]  # a blob's, layer's, variant's or stack's
@@ -284,7 +284,10 @@ class Survey:
                 self.others.append(self.finding("orphan", key, problem, "`pullpipe prune` removes it"))
 
     def _look_for_leftovers(self) -> None:
-        left = [(path, "nobody is at it any more", "the next pull removes it") for path in leftovers(self.store.root)]
+        left = [(path, "nobody is at it any more", "the next pull removes it") for path in self.store.leftovers()]
+        for path in self.store.strays():
+            problem = f"the store has not made it, {human_size(disk_usage(path))}"
+            left.append((path, problem, "remove it, if nobody needs it"))
         for digest, size, _ in self.store.blobs.partials():
             path = os.path.join(self.store.root, "ingest", f"{digest.algorithm}-{digest.hex}")
             left.append((path, f"{human_size(size)} have arrived", "the next pull of it goes on from there"))

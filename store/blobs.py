@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from store.digest import Digest
 from store.errors import UNREADABLE, Corrupt, InUse, InvalidDigest, NotInStore
+from store.listing import entries, listed
 from store.locks import Lock, exists, is_at
 
 _numbers = itertools.count()
@@ -58,12 +59,12 @@ class Blobs:
         return self.size(digest) is not None
 
     def __iter__(self) -> Iterator[Digest]:
-        for algorithm in sorted(os.listdir(self._directory)):
-            for name in sorted(os.listdir(os.path.join(self._directory, algorithm))):
-                try:
-                    yield Digest.parse(f"{algorithm}:{name}")
-                except InvalidDigest:
-                    continue  # a temporary file that a crash left; no blob
+        return iter(listed(self._directory, trees=False).digests)
+
+    def strays(self) -> list[str]:
+        """The paths of what is neither a blob nor on its way to be one."""
+        arriving = [entry for entry in entries(self._ingest) if not (_is_incoming(entry) or _partial(entry))]
+        return [*listed(self._directory, trees=False).strays, *(entry.path for entry in arriving)]
 
     def read(self, digest: Digest, *, verify: bool = True) -> bytes:
         """A small document, checked against its digest.
@@ -95,23 +96,31 @@ class Blobs:
 
     def clean(self) -> None:
         """Removes the documents of processes that were killed; partial blobs stay, for the next pull to continue."""
-        for name in os.listdir(self._ingest):
-            if "." in name:
-                lock = Lock(os.path.join(self._ingest, name))
-                if lock.try_acquire():
-                    lock.release(remove=True)
+        for lock in self._abandoned():
+            lock.release(remove=True)
+
+    def leftovers(self) -> Iterator[str]:
+        """The paths of what `clean` would remove."""
+        for lock in self._abandoned():
+            yield lock.path
+            lock.release()
+
+    def _abandoned(self) -> Iterator[Lock]:
+        for entry in entries(self._ingest):
+            lock = Lock(entry.path)
+            if _is_incoming(entry) and lock.try_acquire():
+                yield lock
 
     def partials(self) -> Iterator[Partial]:
         """Blobs of which only a part is here, and which nobody is fetching now."""
-        for name in sorted(os.listdir(self._ingest)):
-            algorithm, _, digits = name.partition("-")
-            path = os.path.join(self._ingest, name)
-            lock = Lock(path)
+        for entry in entries(self._ingest):
+            digest, lock = _partial(entry), Lock(entry.path)
+            if digest is None:
+                continue
             try:
-                digest = Digest.parse(f"{algorithm}:{digits}")
-                status = os.stat(path)
+                status = entry.stat(follow_symlinks=False)
                 free = lock.try_acquire()
-            except (InvalidDigest, FileNotFoundError):
+            except FileNotFoundError:
                 continue
             lock.release()
             if free:
@@ -169,6 +178,21 @@ class Blobs:
     def name(self, ingest: Ingest, digest: Digest) -> None:
         """Says which blob it has turned out to be; the caller has proven that."""
         ingest.final = self.path(digest)
+
+
+def _is_incoming(entry: os.DirEntry[str]) -> bool:
+    """Whether it is of a blob whose digest nobody knows yet, which has no worth without the process that makes it."""
+    return entry.name.startswith("incoming.") and entry.is_file(follow_symlinks=False)
+
+
+def _partial(entry: os.DirEntry[str]) -> Digest | None:
+    """Which blob it is a part of, if it is one."""
+    if not entry.is_file(follow_symlinks=False):
+        return None
+    try:
+        return Digest.parse(entry.name.replace("-", ":", 1))
+    except InvalidDigest:
+        return None
 
 
 class Ingest:

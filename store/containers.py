@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -18,8 +19,11 @@ from typing import Any, NamedTuple
 from store import durable, locks
 from store.digest import Digest
 from store.errors import Corrupt, InUse, NotInStore
+from store.listing import entries
 from store.locks import Lock, exists
 from store.trees import Doomed, remove_tree
+
+_ID = re.compile("[0-9a-f]{64}")
 
 
 class Container(NamedTuple):
@@ -81,7 +85,7 @@ class Containers:
         """Those whose record can be read, oldest first; and the ids of the others."""
         found: list[Container] = []
         damaged: dict[str, Corrupt] = {}
-        for container_id in sorted(os.listdir(self._directory)):
+        for container_id in self._ids():
             try:
                 found.append(self.get(container_id))
             except NotInStore:
@@ -229,9 +233,22 @@ class Containers:
                 for container_id in self._half_made():
                     self.discard(container_id)
 
+    def leftovers(self) -> list[str]:
+        """The paths of what `clean` would remove."""
+        if not self._half_made():
+            return []
+        with locks.held(self._lock):  # nobody is making one
+            return [os.path.join(self._directory, one) for one in self._half_made()]
+
+    def strays(self) -> list[str]:
+        """The paths of what is no container."""
+        return [entry.path for entry in entries(self._directory) if not _is_containers(entry)]
+
+    def _ids(self) -> list[str]:
+        return [entry.name for entry in entries(self._directory) if _is_containers(entry)]
+
     def _half_made(self) -> list[str]:
-        ids = os.listdir(self._directory)
-        return [one for one in ids if not exists(os.path.join(self._directory, one, "config.json"))]
+        return [one for one in self._ids() if not exists(os.path.join(self._directory, one, "config.json"))]
 
     def remove(self, container: Container, held: Lock | None = None) -> None:
         """Removes it, whatever is in it; `held` is its lock, if the caller has it. Raises `InUse` when somebody else
@@ -248,3 +265,7 @@ class Containers:
             Doomed(os.path.join(self._directory, container_id), hidden).remove()
         finally:
             lock.release()
+
+
+def _is_containers(entry: os.DirEntry[str]) -> bool:
+    return bool(_ID.fullmatch(entry.name)) and entry.is_dir(follow_symlinks=False)

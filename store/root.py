@@ -18,12 +18,13 @@ from store.layers import LayerInfo, StackInfo
 from store.leases import Leases
 from store.namespace import is_machines_root
 from store.reserve import Reserve
-from store.trees import Staging, Trees, clean
+from store.trees import Staging, Trees, clean, leftovers
 
 FORMAT = 1
 _MADE = {"trusted": "by the machine's root", "user": "without the machine's root, in a user namespace"}
 _LAYOUT = b'{"imageLayoutVersion": "1.0.0"}'
 _FILES = ("oci-layout", "index.json", "version")
+_LATER = ("reserve", "cache")  # that come when they are needed
 _DIRECTORIES = (
     "blobs",
     "blobs/sha256",
@@ -101,7 +102,7 @@ class Store:
         self._complete()
 
     def _check_new(self) -> None:
-        """Raises `UnusableRoot` when there is more in the root than a creation leaves that was interrupted."""
+        """Raises `UnusableRoot` when there is more in the root than an interrupted creation leaves, or another's."""
         names = os.listdir(self.root)
         if not all(map(_is_ours, names)):
             raise UnusableRoot(
@@ -174,6 +175,18 @@ class Store:
         """Has all that was written on disk; for whoever is about to `publish` while others have to wait."""
         if self._durable:
             durable.sync_tree(self.root)
+
+    def strays(self) -> list[str]:
+        """The paths of what the store did not make, and which is in nobody's way. It stays."""
+        own = [
+            os.path.join(self.root, name) for name in os.listdir(self.root) if not (_is_ours(name) or name in _LATER)
+        ]
+        parts = (self.blobs, self.layers, self.variants, self.stacks, self.containers)
+        return sorted([*own, *(path for part in parts for path in part.strays())])
+
+    def leftovers(self) -> list[str]:
+        """The paths of what `clean` would remove, but for locks."""
+        return [*leftovers(self.root), *self.blobs.leftovers(), *self.containers.leftovers()]
 
     def clean(self) -> None:
         """Removes what a crash or kill left half made; where there is nothing of the kind, it only looks."""

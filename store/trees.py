@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Generic, Protocol, TypeVar
@@ -19,7 +20,8 @@ from typing import Generic, Protocol, TypeVar
 from store import durable
 from store.compare import differences
 from store.digest import Digest
-from store.errors import UNREADABLE, Corrupt, InvalidDigest, NotInStore
+from store.errors import UNREADABLE, Corrupt, NotInStore
+from store.listing import listed
 from store.locks import DirectoryLock, Lock, exists, is_at
 
 
@@ -60,12 +62,11 @@ class Trees(Generic[_I]):
         return exists(self._path(digest))
 
     def __iter__(self) -> Iterator[Digest]:
-        for algorithm in sorted(os.listdir(self._directory)):
-            for name in sorted(os.listdir(os.path.join(self._directory, algorithm))):
-                try:
-                    yield Digest.parse(f"{algorithm}:{name}")
-                except InvalidDigest:
-                    continue
+        return iter(listed(self._directory, trees=True).digests)
+
+    def strays(self) -> list[str]:
+        """The paths of what is no tree."""
+        return listed(self._directory, trees=True).strays
 
     def info(self, digest: Digest) -> _I:
         """What was recorded of the tree. Raises `NotInStore` or `Corrupt`."""
@@ -261,21 +262,22 @@ def pinned(directories: Sequence[str]) -> Iterator[Callable[[], bool]]:
 
 
 def disk_usage(path: str) -> int:
-    """Bytes on disk of all that is in the directory at `path`, each file counted once; what vanishes counts nothing."""
+    """Bytes on disk of what is at `path`, each file in there counted once; what vanishes counts nothing."""
     seen: set[tuple[int, int]] = set()
-    total, pending = 0, [path]
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return 0
+    total, pending = status.st_blocks * 512, [path] if stat.S_ISDIR(status.st_mode) else []
     while pending:
-        try:
-            with os.scandir(pending.pop()) as entries:
-                for entry in entries:
-                    status = entry.stat(follow_symlinks=False)
-                    if (status.st_dev, status.st_ino) not in seen:
-                        seen.add((status.st_dev, status.st_ino))
-                        total += status.st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-        except FileNotFoundError:
-            continue
+        with suppress(FileNotFoundError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                if (status.st_dev, status.st_ino) not in seen:
+                    seen.add((status.st_dev, status.st_ino))
+                    total += status.st_blocks * 512
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
     return total
 
 

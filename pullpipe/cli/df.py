@@ -10,13 +10,13 @@ from pullpipe.progress import human_size
 
 HELP = "tell what takes how much room in the store"
 
-_KINDS = ("blobs", "layers", "containers", "partials", "leftovers")
+_KINDS = ("blobs", "layers", "containers", "partials", "leftovers", "strays")
 JSON = {
     "an object with": {
         "images": "a list",
         "images.reference": "the image's name in full",
         "images.blobs": "bytes of its layers, compressed, as far as they are kept",
-        "images.unpacked": "bytes of its layers' files",
+        "images.unpacked": "bytes that its layers take on disk",
         "images.shared": "of those, bytes of layers that other images have, too",
         "images.unique": "of those, bytes of layers that no other image has",
         **{

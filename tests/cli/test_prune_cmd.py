@@ -189,12 +189,68 @@ class TestPrune:
         assert len(answer(cli, "images", "--format", "json")) == 1
 
 
+STRAYS = {
+    "README",
+    "blobs/README",
+    "blobs/sha256/.big.tmp",
+    f"blobs/sha256/{'0' * 64}/in",
+    "containers/README",
+    "containers/deadbeef/in",
+    "ingest/junk",
+    f"ingest/sha256-{'0' * 64}/in",
+    "layers/README",
+    f"layers/sha256/{'0' * 64}",
+    "layers/sha256/junk/in",
+    "stacks/sha256/junk",
+    "variants/sha256/junk",
+}
+
+
+def test_what_is_not_the_stores(cli: Cli, container: str, store_root: Path) -> None:
+    """It is in nobody's way, it is told of, and it stays."""
+    for name in STRAYS:
+        (store_root / name).parent.mkdir(exist_ok=True)
+        (store_root / name).write_bytes(bytes(5000))
+    names = {name.removesuffix("/in") for name in STRAYS}
+    for words in ("verify", "verify --deep"):
+        found = {each["name"]: each for each in answer(cli, *words.split(), "--format", "json")}
+        assert found.keys() == names
+        assert {each["state"] for each in found.values()} == {"leftover"}
+    assert "8.19 kB" in found["README"]["problem"]
+    strays = answer(cli, "df", "--format", "json")["strays"]
+    assert (strays["count"], strays["unused"]) == (len(STRAYS), 0)
+    assert strays["size"] >= 8192 * len(STRAYS)
+    ok(cli, "run", "--rm", "shell:1", "true")
+    ok(cli, "repair")
+    assert pruned(cli, "--all") == []
+    assert {kind for kind, _ in pruned(cli, "--all", "--containers")} == {"container", "image", "layer", "blob"}
+    assert answer(cli, "ps", "--all", "--format", "json") == []
+    assert content(store_root) >= STRAYS
+
+
+def test_what_a_crash_has_left(cli: Cli, image: str, store_root: Path) -> None:
+    """Of a layer in the making, of a document on its way, of a container: all is told of, and goes."""
+    left = {"staging/half", "ingest/incoming.1.2", f"containers/{'d' * 64}/upper/half"}
+    for name in left:
+        (store_root / name).parent.mkdir(parents=True, exist_ok=True)
+        (store_root / name).write_bytes(bytes(5000))
+    names = {"half", "incoming.1.2", "d" * 64}
+    assert {os.path.basename(each["name"]) for each in answer(cli, "verify", "--format", "json")} == names
+    total = answer(cli, "df", "--format", "json")["leftovers"]
+    assert total["count"] == 3
+    assert total["size"] == total["unused"] >= 3 * 8192
+    assert set(pruned(cli, "--dry-run")) == {("leftover", name) for name in names}
+    assert left <= content(store_root)
+    assert set(pruned(cli)) == {("leftover", name) for name in names}
+    assert not left & content(store_root)
+
+
 class TestDf:
     def test_an_empty_store(self, cli: Cli) -> None:
         found = answer(cli, "df", "--format", "json")
         nothing = {"count": 0, "size": 0, "unused": 0}
         assert found.pop("images") == []
-        assert found == dict.fromkeys(("blobs", "layers", "containers", "partials", "leftovers"), nothing)
+        assert found == dict.fromkeys(("blobs", "layers", "containers", "partials", "leftovers", "strays"), nothing)
 
     def test_what_images_share(self, cli: Cli, tmp_path: Path) -> None:
         def layer(name: str, size: int) -> Layer:
@@ -225,7 +281,7 @@ class TestDf:
         assert lines[0].split() == ["IMAGE", "BLOBS", "UNPACKED", "SHARED", "UNIQUE"]
         assert lines[1].startswith(image)
         assert [line.split()[0] for line in lines[3:]] == [
-            *("KIND", "blobs", "layers", "containers", "partials", "leftovers")
+            *("KIND", "blobs", "layers", "containers", "partials", "leftovers", "strays")
         ]
 
     def test_a_container(self, cli: Cli, container: str) -> None:
