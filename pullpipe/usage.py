@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import NamedTuple
 
 from pullpipe import local, stack
-from pullpipe.errors import InvalidDocument
 from pullpipe.reference import DEFAULT_REGISTRY
-from store import Container, Digest, ImageRecord, InUse, LayerInfo, NotInStore, Store, StoreError, Trees
+from store import Container, Digest, ImageRecord, InUse, NotInStore, Store, StoreError
 from store.gc import unused
 from store.trees import disk_usage
 
@@ -44,7 +43,7 @@ class ImageUsage(NamedTuple):
 
     reference: str
     blobs: int  # compressed, as far as they are kept
-    unpacked: int  # content of its layers' files
+    unpacked: int  # its layers, on disk
     unique: int  # the same, of layers that no other image has
 
 
@@ -69,24 +68,25 @@ class Usage(NamedTuple):
 
 
 def measure(store: Store) -> Usage:
-    """Reads the records of layers, and walks through the containers' own files only."""
+    """Looks at every file of the layers and the containers, as nothing else tells the blocks that they take."""
     with store.shared():
         dead = unused(store, local.marks(store, store.images, store.containers))
         blobs = {digest: store.blobs.size(digest) or 0 for digest in store.blobs}
-        layers = {diff_id: _layer_size(store.layers, diff_id) for diff_id in store.layers}
-        variants = {chain_id: _layer_size(store.variants, chain_id) for chain_id in store.variants}
-        images = _images(store, blobs, layers)
+        loaded = list(local.readable(store))
+    layers = {diff_id: store.layers.disk_usage(diff_id) for diff_id in store.layers}
+    variants = {chain_id: store.variants.disk_usage(chain_id) for chain_id in store.variants}
     upper = {container: disk_usage(store.containers.path(container)) for container in store.containers}
     ended = sum(size for container, size in upper.items() if not is_in_use(store, container))
-    partials = [partial.size for partial in store.blobs.partials()]
+    partials = [each.size for each in store.blobs.partials()]
     left, strays = ([disk_usage(path) for path in paths] for paths in (store.leftovers(), store.strays()))
     return Usage(
-        images,
+        _images(loaded, blobs, layers),
         Total(len(blobs), sum(blobs.values()), sum(blobs[digest] for digest in dead.blobs)),
         Total(
             len(layers) + len(variants),
             sum(layers.values()) + sum(variants.values()),
-            sum(layers[diff_id] for diff_id in dead.layers) + sum(variants[chain_id] for chain_id in dead.variants),
+            sum(layers.get(diff_id, 0) for diff_id in dead.layers)
+            + sum(variants.get(chain_id, 0) for chain_id in dead.variants),
         ),
         Total(len(upper), sum(upper.values()), ended),
         Total(len(partials), sum(partials), sum(partials)),
@@ -95,13 +95,9 @@ def measure(store: Store) -> Usage:
     )
 
 
-def _images(store: Store, blobs: dict[Digest, int], layers: dict[Digest, int]) -> list[ImageUsage]:
-    loaded = []
-    for record in sorted(store.images):
-        try:
-            loaded.append(local.load(store, record))
-        except (InvalidDocument, StoreError):
-            continue  # `verify` tells of it
+def _images(
+    loaded: Sequence[local.LocalImage], blobs: Mapping[Digest, int], layers: Mapping[Digest, int]
+) -> list[ImageUsage]:
     users = Counter(diff_id for image in loaded for diff_id in set(image.config.diff_ids))
     return [
         ImageUsage(
@@ -110,15 +106,8 @@ def _images(store: Store, blobs: dict[Digest, int], layers: dict[Digest, int]) -
             sum(layers.get(diff_id, 0) for diff_id in set(image.config.diff_ids)),
             sum(layers.get(diff_id, 0) for diff_id in set(image.config.diff_ids) if users[diff_id] == 1),
         )
-        for image in loaded
+        for image in sorted(loaded, key=lambda image: image.record)
     ]
-
-
-def _layer_size(trees: Trees[LayerInfo], digest: Digest) -> int:
-    try:
-        return trees.info(digest).size
-    except StoreError:  # damaged: `verify` tells of it
-        return 0
 
 
 def waste(store: Store, wanted: Wanted) -> list[Waste]:
@@ -135,11 +124,11 @@ def waste(store: Store, wanted: Wanted) -> list[Waste]:
                 [container for container in store.containers if container not in containers],
             ),
         )
-        found = [Waste("container", each.name, disk_usage(store.containers.path(each))) for each in containers]
-        found += [Waste("image", record.reference, 0) for record in images]
-        found += [Waste("layer", str(diff_id), _layer_size(store.layers, diff_id)) for diff_id in dead.layers]
-        found += [Waste("layer", str(chain_id), _layer_size(store.variants, chain_id)) for chain_id in dead.variants]
-        found += [Waste("blob", str(digest), store.blobs.size(digest) or 0) for digest in dead.blobs]
+    found = [Waste("container", each.name, disk_usage(store.containers.path(each))) for each in containers]
+    found += [Waste("image", record.reference, 0) for record in images]
+    found += [Waste("layer", str(diff_id), store.layers.disk_usage(diff_id)) for diff_id in dead.layers]
+    found += [Waste("layer", str(chain_id), store.variants.disk_usage(chain_id)) for chain_id in dead.variants]
+    found += [Waste("blob", str(digest), store.blobs.size(digest) or 0) for digest in dead.blobs]
     age = WEEK if wanted.age is None else wanted.age
     found += [
         Waste("partial", str(each.digest), each.size) for each in store.blobs.partials() if _is_old(each.touched, age)

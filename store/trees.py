@@ -83,6 +83,10 @@ class Trees(Generic[_I]):
                 raise
             raise Corrupt(f"{path} cannot be read ({error.strerror}); `pullpipe repair` makes it anew") from error
 
+    def disk_usage(self, digest: Digest) -> int:
+        """Bytes on disk of the tree and its record, which each of its files is looked at for."""
+        return disk_usage(self._path(digest))
+
     def problem(self, digest: Digest) -> str:
         """What is wrong with the tree as far as its outside tells; empty when that is nothing."""
         if digest not in self:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import time
 from collections.abc import Sequence
+from datetime import datetime
 
 from pullpipe import usage
 from pullpipe.cli.common import OneByOne, open_store, print_json
@@ -32,8 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="until=AGE (10m, 36h, 7d): only images, containers and partial downloads that are older; "
-        "reference=PATTERN: only such images",
+        help="until=AGE (10m, 36h, 7d) or until=DATE (2026-03-01, 2026-03-01T12:00:00Z): only images, containers and "
+        "partial downloads that are older; reference=PATTERN: only such images",
     )
     parser.add_argument("-f", "--force", action="store_true", help="as Docker's; nothing is asked without it, either")
     parser.add_argument("-n", "--dry-run", action="store_true", help="only say what would be removed")
@@ -65,10 +67,24 @@ def _wanted(arguments: argparse.Namespace) -> usage.Wanted:
     ages, references = [], []
     for text in arguments.filter:
         key, _, value = text.partition("=")
-        if key == "until" and _AGE.fullmatch(value):
-            ages.append(sum(int(part[:-1]) * _UNITS[part[-1]] for part in re.findall(r"[0-9]+[smhdw]", value)))
+        age = _age(value) if key == "until" else None
+        if age is not None:
+            ages.append(age)
         elif key == "reference" and value:
             references.append(value)
         else:
-            raise BadArgument(f"--filter {text!r} is none: until=AGE (10m, 36h, 7d) and reference=PATTERN are")
+            raise BadArgument(
+                f"--filter {text!r} is none: until=AGE (10m, 36h, 7d), until=DATE (2026-03-01, 2026-03-01T12:00:00Z) "
+                "and reference=PATTERN are"
+            )
     return usage.Wanted(arguments.all, arguments.containers, max(ages, default=None), tuple(references))
+
+
+def _age(text: str) -> float | None:
+    """In seconds, or of what is from that date; None if it is neither."""
+    if _AGE.fullmatch(text):
+        return sum(int(part[:-1]) * _UNITS[part[-1]] for part in re.findall(r"[0-9]+[smhdw]", text))
+    try:
+        return time.time() - datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None

@@ -48,6 +48,12 @@ def mounted_at(target: Path) -> Iterator[None]:
         subprocess.run(["umount", target], check=True)
 
 
+def blocks(path: Path) -> int:
+    """Bytes on disk, as du has them."""
+    done = subprocess.run(["du", "--block-size=1", "--summarize", path], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[0])
+
+
 @pytest.fixture
 def partial(image: str, store_root: Path) -> Path:
     """What has arrived of a blob, today."""
@@ -175,6 +181,15 @@ class TestPrune:
         aged(store_root / "blobs" / "sha256" / found["digest"].removeprefix("sha256:"), 2 * DAY)
         assert ("image", image) in pruned(cli, "--all", "--filter", "until=1d12h")
 
+    def test_images_by_date(self, cli: Cli, image: str, store_root: Path) -> None:
+        """Without a zone it is the local one."""
+        [found] = answer(cli, "images", "--format", "json")
+        path = store_root / "blobs" / "sha256" / found["digest"].removeprefix("sha256:")
+        os.utime(path, (1_600_000_000, 1_600_000_000))  # 2020-09-13T12:26:40Z
+        for date in ("2020-09-11", "2020-09-13T12:26:39Z", "2020-09-13T14:26:39+02:00"):
+            assert pruned(cli, "--all", "--filter", f"until={date}") == []
+        assert ("image", image) in pruned(cli, "--all", "--filter", "until=2020-09-13T14:26:41+02:00")
+
     @pytest.mark.parametrize("pattern", ["image:*", "docker.io/library/image:1", "*im?ge*"])
     def test_images_by_name(self, cli: Cli, image: str, layout: Path, pattern: str) -> None:
         ok(cli, "load", "-q", "-t", "example.com/other:1", layout)
@@ -252,20 +267,25 @@ class TestDf:
         assert found.pop("images") == []
         assert found == dict.fromkeys(("blobs", "layers", "containers", "partials", "leftovers", "strays"), nothing)
 
-    def test_what_images_share(self, cli: Cli, tmp_path: Path) -> None:
-        def layer(name: str, size: int) -> Layer:
-            return Layer([File(name, os.urandom(size))])
-
-        base, one, two = layer("base", 1000), layer("one", 200), layer("two", 30)
+    def test_what_images_share(self, cli: Cli, store_root: Path, tmp_path: Path) -> None:
+        """By the blocks that it takes on disk, which of many small files are far more than these have bytes."""
+        base, one, two = (
+            Layer([File(f"{name}{number}", os.urandom(20)) for number in range(count)])
+            for name, count in (("base", 100), ("one", 20), ("two", 3))
+        )
         for name, upper in (("one", one), ("two", two)):
             ok(cli, "load", "-q", "-t", f"{name}:1", layout_of(tmp_path / name, base, upper))
         found = answer(cli, "df", "--format", "json")
         rows = {row["reference"]: (row["unpacked"], row["shared"], row["unique"]) for row in found["images"]}
-        assert rows["docker.io/library/one:1"] == (1200, 1000, 200)
-        assert rows["docker.io/library/two:1"] == (1030, 1000, 30)
+        on_disk = [blocks(store_root / "layers" / layer.diff_id.replace(":", "/")) for layer in (base, one, two)]
+        assert on_disk[0] >= 100 * 4096
+        assert rows["docker.io/library/one:1"] == (on_disk[0] + on_disk[1], on_disk[0], on_disk[1])
+        assert rows["docker.io/library/two:1"] == (on_disk[0] + on_disk[2], on_disk[0], on_disk[2])
         compressed = [layer["size"] for layer in layers_of(tmp_path / "one")]
         assert found["images"][0]["blobs"] == sum(compressed)
-        assert (found["layers"]["count"], found["layers"]["size"], found["layers"]["unused"]) == (3, 1230, 0)
+        assert (found["layers"]["count"], found["layers"]["size"], found["layers"]["unused"]) == (3, sum(on_disk), 0)
+        wasted = answer(cli, "prune", "--dry-run", "--all", "--format", "json")
+        assert sum(each["size"] for each in wasted if each["kind"] == "layer") == sum(on_disk)
 
     def test_what_nothing_needs(self, cli: Cli, garbage: set[tuple[str, str]], partial: Path, store_root: Path) -> None:
         found = answer(cli, "df", "--format", "json")
