@@ -136,9 +136,11 @@ class Store:
         with locks.held(os.path.join(self.root, "use.lock")):
             yield
 
-    def free(self) -> int:
-        """Bytes that the file system still takes, as far as it knows; a quota may take fewer."""
+    def free(self) -> int | None:
+        """Bytes that the file system still takes, as far as it knows; a quota may take fewer. None: it has no limit."""
         found = os.statvfs(self.root)
+        if found.f_blocks == 0:  # a tmpfs with size=0
+            return None
         return found.f_frsize * (found.f_bfree if is_machines_root() else found.f_bavail)
 
     def problems(self) -> Iterator[tuple[str, str]]:

@@ -779,6 +779,12 @@ class TestFullDisk:
             assert os.listdir(store_root / "ingest") == []
             assert cli("pull", "-q", small).returncode == 0
 
+    def test_without_a_limit(self, cli: Cli, store_root: Path, small: str) -> None:
+        """A file system may tell no size at all."""
+        with mounted(store_root, "-t", "tmpfs", "-o", "size=0", "tmpfs"):
+            done = cli("pull", "-q", small)
+            assert done.returncode == 0, done.stderr
+
     def test_full_for_run(self, cli: Cli, store_root: Path, large: str) -> None:
         with mounted(store_root, "-t", "tmpfs", "-o", "size=4m", "tmpfs"):
             one_line(cli("run", "-q", f"{large}:files", "true"), 125, "no space left", "--root")

@@ -42,7 +42,6 @@ from pullpipe.progress import Progress, human_size
 from pullpipe.trace import Times
 from pullpipe.transports import Source
 from store import Digest, ImageRecord, Ingest, LayerInfo, Over, Staging, Store, StoreError
-from store.locks import Lock
 
 _LARGE = 16 << 20  # bytes of a blob
 _POLL = 0.05  # seconds between two looks at a lock that another process holds
@@ -124,7 +123,7 @@ def _check_room(store: Store, image: local.LocalImage, others: Mapping[Digest, D
     coming = {layer.digest: layer for layer, diff_id in image.layers if diff_id not in store.layers} | dict(others)
     needed = sum(max(blob.size - store.blobs.arrived(blob.digest), 0) for blob in coming.values())
     free = store.free()
-    if needed > free:
+    if free is not None and needed > free:
         raise NoRoom(
             f"{human_size(needed)} are to be fetched, and {human_size(free)} are free at {store.root}; "
             "free some space (`pullpipe df` tells what takes it), or name another place with --root"
@@ -182,17 +181,21 @@ class _Layers:
         return {diff_id: layer for diff_id, layer in layers.items() if diff_id not in self._store.layers}
 
     async def _lock(self, layers: Mapping[Digest, Descriptor], owned: ExitStack) -> dict[Digest, Descriptor]:
-        """Those of the layers that are ours to make: all whose locks are free, or else the first that becomes free."""
+        """Those of the layers that are ours to make: all whose locks are free, as soon as there are any."""
         locks = {diff_id: self._store.layers.lock(diff_id) for diff_id in layers}
-        held = [diff_id for diff_id, lock in locks.items() if lock.try_acquire()]
-        if not held and locks:
-            first = next(iter(locks))
-            self._progress.waiting(layers[first])
-            await _wait_for(locks[first])
-            held = [first]
-        for diff_id in held:
-            owned.callback(locks[diff_id].release, remove=True)
-        return {diff_id: layers[diff_id] for diff_id in held}
+        held: dict[Digest, Descriptor] = {}
+        told = False
+        while locks and not held:
+            for diff_id, lock in locks.items():
+                if lock.try_acquire():
+                    owned.callback(lock.release, remove=True)
+                    held[diff_id] = layers[diff_id]
+            if not held:
+                if not told:
+                    self._progress.waiting(next(iter(layers.values())))
+                told = True
+                await asyncio.sleep(_POLL)  # flock has no event to wait for, and a thread in it cannot be cancelled
+        return held
 
     def _publish(self, image: local.LocalImage, documents: Mapping[Digest, bytes], settled: _Settled | None) -> bool:
         """Makes visible what has been made, and records the image when that was the last of it; says whether it was.
@@ -362,9 +365,3 @@ class _Layers:
 
 async def _unheard(_count: int) -> None:
     """A copy on one machine is nothing to report."""
-
-
-async def _wait_for(lock: Lock) -> None:
-    # flock has no event to wait for; blocking a thread on it could not be cancelled.
-    while not lock.try_acquire():  # noqa: ASYNC110
-        await asyncio.sleep(_POLL)

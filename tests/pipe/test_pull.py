@@ -350,6 +350,51 @@ def test_cancelling_while_waiting_for_another_pull(layout: Path, store: Store) -
     check_whole(store)
 
 
+def test_whichever_layer_becomes_free_is_made(layout: Path, store: Store) -> None:
+    """Others hold all of them. The last is given back, and is made while the first is still held."""
+    locks = {name: store.layers.lock(Digest.parse(LAYERS[name].diff_id)) for name in NAMES}
+
+    async def waits() -> None:
+        for lock in locks.values():
+            assert lock.try_acquire()
+        waiting = asyncio.Event()
+
+        class Waiting(Heard):
+            def waiting(self, layer: Descriptor) -> None:
+                waiting.set()
+
+        progress = Waiting()
+        pulling = asyncio.ensure_future(start(Slow(layout), store, progress))
+        await waiting.wait()
+        locks["three"].release(remove=True)
+        await progress.proven[DIGESTS["three"]].wait()
+        assert not progress.arrived[DIGESTS["one"]].is_set()
+        locks["one"].release(remove=True)
+        locks["two"].release(remove=True)
+        assert (await pulling).fetched
+
+    with nothing_left_behind(store):
+        asyncio.run(asyncio.wait_for(waits(), PATIENCE))
+    check_whole(store)
+
+
+def test_a_lock_that_cannot_be_had_keeps_none(layout: Path, store: Store) -> None:
+    """Somebody puts something else where the last one's should be."""
+    in_the_way = Path(store.layers.lock(Digest.parse(LAYERS["three"].diff_id)).path)
+
+    class Hindered(Slow):
+        async def resolve(self, wanted: str) -> Digest:
+            in_the_way.mkdir()
+            return await super().resolve(wanted)
+
+    with pytest.raises(IsADirectoryError):
+        asyncio.run(start(Hindered(layout), store))
+    in_the_way.rmdir()
+    with nothing_left_behind(store):
+        asyncio.run(asyncio.wait_for(start(Slow(layout), store), PATIENCE))
+    check_whole(store)
+
+
 def test_two_pulls_make_each_layer_once(layout: Path, store: Store) -> None:
     """At the same time, in one process: every blob is fetched by one of them, and both succeed."""
 
