@@ -21,6 +21,7 @@ On disk (`ROOT` is itself a valid OCI image layout):
     variants/<algorithm>/<chainID>/    the same, for layers that could only be unpacked on top of their parents
     stacks/<algorithm>/<chainID>/      fs/ and stack.json: which of those an image comes to
     containers/<id>/                   upper, work, config.json; `store.containers`
+    reserve                            `store.reserve`
     staging/                           layers in the making; a crash leaves only garbage here
     use.lock, index.lock, …            `store.locks`
     version                            the format's number

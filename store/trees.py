@@ -267,7 +267,7 @@ def pinned(directories: Sequence[str]) -> Iterator[Callable[[], bool]]:
 
 def disk_usage(path: str) -> int:
     """Bytes on disk of what is at `path`, each file in there counted once; what vanishes counts nothing."""
-    seen: set[tuple[int, int]] = set()
+    seen: set[tuple[int, int]] = set()  # of files with several names; all would be too many
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -277,11 +277,13 @@ def disk_usage(path: str) -> int:
         with suppress(FileNotFoundError), os.scandir(pending.pop()) as entries:
             for entry in entries:
                 status = entry.stat(follow_symlinks=False)
-                if (status.st_dev, status.st_ino) not in seen:
-                    seen.add((status.st_dev, status.st_ino))
-                    total += status.st_blocks * 512
-                if entry.is_dir(follow_symlinks=False):
+                if stat.S_ISDIR(status.st_mode):
                     pending.append(entry.path)
+                elif status.st_nlink > 1:
+                    if (status.st_dev, status.st_ino) in seen:
+                        continue
+                    seen.add((status.st_dev, status.st_ino))
+                total += status.st_blocks * 512
     return total
 
 

@@ -16,7 +16,7 @@ from pullpipe import usage
 from store import Digest, Store
 from tests.cli.rig import answer, fails, layers_of, layout_of, mounted_tree, ok, started, until
 from tests.conftest import Cli
-from tests.support.images import File, Layer, host_shell_layers
+from tests.support.images import File, Hardlink, Layer, host_shell_layers
 
 pytestmark = pytest.mark.needs_root
 
@@ -270,7 +270,7 @@ class TestDf:
     def test_what_images_share(self, cli: Cli, store_root: Path, tmp_path: Path) -> None:
         """By the blocks that it takes on disk, which of many small files are far more than these have bytes."""
         base, one, two = (
-            Layer([File(f"{name}{number}", os.urandom(20)) for number in range(count)])
+            Layer([*(File(f"{name}{number}", os.urandom(20)) for number in range(count)), Hardlink("link", f"{name}0")])
             for name, count in (("base", 100), ("one", 20), ("two", 3))
         )
         for name, upper in (("one", one), ("two", two)):
