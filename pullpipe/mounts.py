@@ -1,4 +1,8 @@
-"""Images that are shown at directories of the machine, as `mount` does; each is a container without a command."""
+"""Images that are shown at directories of the machine, as `mount` does; each is a container without a command.
+
+Whoever may enter the directory sees the tree, but gets no right by it: no setuid bit, file capability or device counts
+there.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ def mount(store: Store, name: str, directory: str, *, writable: bool = False) ->
         try:
             stacked = stack.build(store, container)
             if writable:
-                stack.mount(stacked, target)
+                stack.mount(stacked, target, flags=stack.SHOWN)
             else:
                 stack.mount_read_only(stacked, target)
         except BaseException:

@@ -15,6 +15,7 @@ from store import Container, Digest, Store
 from store.namespace import in_user_namespace
 
 _LIMIT = 500  # lower directories of one mount: OVL_MAX_STACK in the kernel
+SHOWN = linux.MS_NOSUID | linux.MS_NODEV  # of what everybody on the machine may see: they get no more rights by it
 
 
 class Stack(NamedTuple):
@@ -98,12 +99,12 @@ def merged(lower: Sequence[str]) -> Iterator[str]:
 
 
 def mount_layers(lower: Sequence[str], target: str, source: str = "pullpipe") -> None:
-    """Mounts directories, the topmost first, at `target`, read-only. Raises `KernelRefused`."""
+    """Mounts directories, the topmost first, at `target`, read-only, and as `SHOWN` says. Raises `KernelRefused`."""
     if len(lower) == 1:  # overlayfs wants two; a directory stacked on an empty one of its own is itself
         linux.mount(lower[0], target, "", linux.MS_BIND)
-        linux.remount(target, linux.MS_RDONLY)
+        linux.remount(target, linux.MS_RDONLY | SHOWN)
     else:
-        _mount(lower, target, source, linux.MS_RDONLY, "")
+        _mount(lower, target, source, linux.MS_RDONLY | SHOWN, "")
 
 
 def _mount(lower: Sequence[str], target: str, source: str, flags: int, options: str) -> None:

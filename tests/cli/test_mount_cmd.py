@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -295,6 +296,20 @@ class TestLayers:
         reference = loaded(cli, layout_of(tmp_path / "layout", *layers))
         assert mounted_tree(cli, reference, tmp_path / "m").keys() == {b".", b"own", b"above"}
         assert unpacked_tree(cli, reference, tmp_path / "u").keys() == {b".", b"own", b"above"}
+
+
+@pytest.mark.parametrize("options", [[], ["--rw"]])
+def test_gives_no_rights(cli: Cli, tmp_path: Path, options: list[str]) -> None:
+    """Whoever may enter the directory may execute what is in it, as who they are; and its devices do not open."""
+    require("id")
+    program = Path(shutil.which("id") or "").read_bytes()
+    layers = [Layer([File("id", program, 0o4755)]), Layer([Device("null", 1, 3, mode=0o666)])]
+    reference = loaded(cli, layout_of(tmp_path / "layout", *layers))
+    with mounted(cli, reference, tmp_path / "m", *options) as target:
+        done = subprocess.run(["./id", "-u"], cwd=target, user=65534, group=65534, capture_output=True, check=True)
+        assert done.stdout == b"65534\n"
+        with pytest.raises(PermissionError):
+            (target / "null").read_bytes()
 
 
 class TestWritable:
