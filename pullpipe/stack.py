@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 from pullpipe import linux
-from pullpipe.errors import KernelRefused
-from store import Container, Digest, Store
+from pullpipe.errors import KernelRefused, PullpipeError
+from store import Container, Digest, NotInStore, Store, StoreError
 from store.namespace import in_user_namespace
+from store.trees import pinned
 
 _LIMIT = 500  # lower directories of one mount: OVL_MAX_STACK in the kernel
 SHOWN = linux.MS_NOSUID | linux.MS_NODEV  # of what everybody on the machine may see: they get no more rights by it
@@ -81,21 +82,35 @@ def mount_read_only(stack: Stack, target: str) -> None:
 
 
 @contextmanager
-def merged(lower: Sequence[str]) -> Iterator[str]:
-    """A directory where these, the topmost first, are stacked, read-only. Raises `KernelRefused`, `OSError`.
+def merged(store: Store, lower: Sequence[str], name: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A directory where these, the topmost first, are stacked, read-only; and what to call once it has been read.
+
+    No lock keeps the layers in the store, and a tree that is being removed looks like one that has less. Then what is
+    to be called raises `NotInStore` about `name`, and so does whatever fails meanwhile. Raises `KernelRefused`,
+    `OSError`, too.
 
     From here on this process has a mount namespace of its own, so whatever becomes of it, nothing stays mounted.
     """
-    import tempfile  # here, because `run` stacks nothing so
-
     linux.unshare(linux.CLONE_NEWNS)
     linux.keep_mounts_here()
-    with tempfile.TemporaryDirectory(prefix="pullpipe-") as target:
-        mount_layers(lower, target)
+    removed = NotInStore(f"{name} was removed, or repaired, while it was read; if it is still there, try again")
+    with pinned(lower) as in_place:
+
+        def check() -> None:
+            if not in_place():
+                raise removed
+
         try:
-            yield target
-        finally:
-            linux.umount(target, linux.MNT_DETACH)
+            with store.scratch() as target:
+                mount_layers(lower, target)
+                try:
+                    yield target, check
+                finally:
+                    linux.umount(target, linux.MNT_DETACH)
+        except (PullpipeError, StoreError, OSError) as error:
+            if error is removed or in_place():
+                raise
+            raise removed from error
 
 
 def mount_layers(lower: Sequence[str], target: str, source: str = "pullpipe") -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from store import durable, guard, locks
@@ -18,7 +18,7 @@ from store.layers import LayerInfo, StackInfo
 from store.leases import Leases
 from store.namespace import is_machines_root
 from store.reserve import Reserve
-from store.trees import Staging, Trees, clean, leftovers
+from store.trees import Staging, Trees, clean, leftovers, scratch
 
 FORMAT = 1
 _MADE = {"trusted": "by the machine's root", "user": "without the machine's root, in a user namespace"}
@@ -195,6 +195,10 @@ class Store:
         clean(self.root)
         self.blobs.clean()
         self.containers.clean()
+
+    def scratch(self) -> AbstractContextManager[str]:
+        """An empty directory to mount something on, for the length of the block; `clean` removes it after a crash."""
+        return scratch(self.root)
 
     def publish(self, blobs: Sequence[Ingest], trees: Sequence[Staging[Any]]) -> None:
         """Makes proven blobs and trees visible, in this order.

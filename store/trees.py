@@ -252,6 +252,23 @@ def _unowned(path: str) -> Iterator[bool]:
 
 
 @contextmanager
+def scratch(root: str) -> Iterator[str]:
+    """See `Store.scratch`."""
+    path = os.path.join(root, "staging", f"scratch.{os.getpid()}.{next(_numbers)}")
+    lock = Lock(path + ".lock")
+    lock.acquire()
+    try:
+        remove_tree(path)
+        os.mkdir(path, 0o700)
+        try:
+            yield path
+        finally:
+            os.rmdir(path)  # never what might still be mounted there
+    finally:
+        lock.release(remove=True)
+
+
+@contextmanager
 def pinned(directories: Sequence[str]) -> Iterator[Callable[[], bool]]:
     """Tells, of trees that are being read without a lock, whether none has been removed or replaced since the start."""
     open_ones: dict[str, int] = {}

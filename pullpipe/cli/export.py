@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pullpipe import local, stack
@@ -31,22 +31,23 @@ def run(arguments: argparse.Namespace) -> int:
     from pullpipe.change import archive
     from pullpipe.transports.outputs import output, write_all, writing
 
-    with _tree(store, arguments.name) as (tree, left_out), output(arguments.output) as (fd, name):
+    with _tree(store, arguments.name) as (tree, left_out, check), output(arguments.output) as (fd, name):
         for piece in archive.pieces(tree, archive.Rules(latest=epoch(), root=True, left_out=left_out)):
             with writing(name):
                 write_all(fd, piece)
+        check()
     return 0
 
 
 @contextmanager
-def _tree(store: Store, name: str) -> Iterator[tuple[str, frozenset[str]]]:
-    """Where the tree is, and what of it is only there because something was mounted on it."""
+def _tree(store: Store, name: str) -> Iterator[tuple[str, frozenset[str], Callable[[], None]]]:
+    """Where the tree is, what of it is only there because something was mounted on it, and what to call in the end."""
     from pullpipe.change import upper
 
     found = local.container_or_image(store, name)
     if isinstance(found, LocalImage):
-        with stack.merged(stack.lower_of(store, found.chain_id)) as tree:
-            yield tree, frozenset()
+        with stack.merged(store, stack.lower_of(store, found.chain_id), name) as (tree, check):
+            yield tree, frozenset(), check
         return
     with upper.ended(store, found) as own:
         lower = stack.lower_of(store, found.stack)
@@ -55,5 +56,5 @@ def _tree(store: Store, name: str) -> Iterator[tuple[str, frozenset[str]]]:
             for path in upper.left_out(store, found)
             if not any(os.path.lexists(os.path.join(layer, path)) for layer in lower)
         }
-        with stack.merged((own, *lower)) as tree:
-            yield tree, frozenset(left_out)
+        with stack.merged(store, (own, *lower), name) as (tree, check):
+            yield tree, frozenset(left_out), check

@@ -39,9 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
     name = new_name(arguments.tag or local.only_name(store, reference))
     over = may_be(store, name, arguments, image.record)
     draft = draft_of(store, image)
-    with stack.merged(stack.lower_of(store, image.chain_id)) as tree:
+    with stack.merged(store, stack.lower_of(store, image.chain_id), str(reference)) as (tree, check):
         tar = archive.pieces(tree, archive.Rules(latest=epoch(), root=True))
         with layer.packed(tar, arguments.compression or "gzip", store.root) as new:
+            check()
             note = note_of(arguments, f"pullpipe squash of {draft.height} layers")
             make(store, draft.with_one_layer(new, note), name, over, arguments)
     return 0

@@ -23,12 +23,13 @@ def changes(store: Store, container: Container) -> list[tuple[str, str]]:
     A directory in which something has changed has changed, too. Raises `StoreError`, `KernelRefused`, `OSError`.
     """
     upper = os.path.join(store.containers.path(container), "upper")
-    with stack.merged(stack.lower_of(store, container.stack)) as lower:
+    with stack.merged(store, stack.lower_of(store, container.stack), container.name) as (lower, check):
         survey = _Survey(upper, lower)
         try:
             survey.look()
         finally:
             survey.close()
+        check()
     return [(kind, path) for path, kind in sorted(survey.found.items())]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
+import signal
 import subprocess
 import threading
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from tests.cli.rig import answer, fails, mounted, mounted_tree, ok
 from tests.conftest import Cli, require
 from tests.support.images import Device, Dir, File, Image, Layer, Opaque, Symlink, Whiteout, write_layout
 from tests.support.tree import difference, snapshot
+from tests.torture.calls import Call, supervised
+from tests.torture.rig import command
 
 pytestmark = pytest.mark.needs_root
 
@@ -194,6 +198,49 @@ def test_export_of_a_container(cli: Cli, layered: str, tmp_path: Path) -> None:
     listed = subprocess.run(["tar", "-tf", tmp_path / "c.tar"], check=True, capture_output=True, text=True).stdout
     assert "written" in listed.split()
     assert "b" not in listed.split()
+
+
+@pytest.mark.parametrize("output", [False, True], ids=["squash", "export"])
+def test_removed_while_it_is_read(cli: Cli, layered: str, store_root: Path, tmp_path: Path, output: bool) -> None:
+    """Between the opening of a directory and the look into it: never a tree that has less, without a word."""
+    looked_at: list[str] = []
+
+    def removing(call: Call, _: int) -> int:
+        if call.name == "getdents64" and call.path.endswith("/a") and not looked_at:
+            looked_at.append(call.path)
+            ok(cli, "rmi", layered)
+        return 0
+
+    target = tmp_path / "tree.tar"
+    words = ["export", "--output", target, layered] if output else ["squash", "--quiet", "-t", "one:1", layered]
+    done = supervised(command(store_root, *words), [store_root], removing, reading=True)
+    assert looked_at
+    assert (done.code, done.out) == (1, "")
+    assert re.fullmatch(r"pullpipe: error: \S*layered:1 was removed.* while it was read; .*\n", done.said)
+    assert not target.exists()
+    assert answer(cli, "images", "--format=json") == []
+    assert list((store_root / "staging").iterdir()) == []
+
+
+def test_a_killed_export_leaves_nothing_outside_of_the_store(
+    cli: Cli, layered: str, store_root: Path, tmp_path: Path
+) -> None:
+    """What it leaves there, the next command that cleans removes."""
+    (tmp_path / "tmp").mkdir()
+
+    def killing(call: Call, main: int) -> int:
+        if call.name == "getdents64" and call.path.endswith("/a"):
+            os.kill(main, signal.SIGKILL)
+        return 0
+
+    words = command(store_root, "export", "--output", "/dev/null", layered)
+    env = {"TMPDIR": f"{tmp_path / 'tmp'}"}
+    assert supervised(words, [store_root], killing, reading=True, env=env).code == -signal.SIGKILL
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert len(answer(cli, "verify", "--format=json")) == 1
+    ok(cli, "prune")
+    assert list((store_root / "staging").iterdir()) == []
+    assert answer(cli, "verify", "--format=json") == []
 
 
 def test_import_is_an_image_to_others(cli: Cli, tmp_path: Path) -> None:
