@@ -8,8 +8,9 @@ It knows nothing of networks, nor of what a manifest means, and can be used alon
     with store.blobs.ingest(digest, size) as ingest:
         os.write(ingest.fileno(), data)           # append; a later run continues from `ingest.present`
         ...                                       # prove size and digest: the store trusts its caller here
+        store.flush()
         with store.shared():                      # nothing is swept until the record is there
-            store.publish([ingest], [])           # flush, rename, flush the names
+            store.publish([ingest], [], flushed=True)  # rename, flush the names
             store.images.put(record)              # last of all, so a record names only what is whole
 
 On disk (`ROOT` is itself a valid OCI image layout):

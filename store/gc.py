@@ -45,9 +45,9 @@ def unused(store: Store, marks: Marks) -> Unused:
     leased = store.leases.current()
     return Unused(
         [digest for digest in store.blobs if digest not in marks.blobs and digest not in leased],
-        [diff_id for diff_id in store.layers if diff_id not in marks.layers],
-        [chain_id for chain_id in store.variants if chain_id not in marks.variants],
-        [chain_id for chain_id in store.stacks if chain_id not in marks.stacks],
+        [diff_id for diff_id in store.layers if diff_id not in marks.layers and diff_id not in leased],
+        [chain_id for chain_id in store.variants if chain_id not in marks.variants and chain_id not in leased],
+        [chain_id for chain_id in store.stacks if chain_id not in marks.stacks and chain_id not in leased],
     )
 
 
@@ -56,8 +56,8 @@ def sweep(store: Store, mark: Callable[[], Marks]) -> Swept:
 
     It has the store exclusively from before it asks for the marks until all of that is out of sight: no pull is between
     publishing a layer and recording its image, and no runner between reading a record and stacking its layers. What a
-    push has so far is not held by a lock, but by `Store.leases`. The layers' files, which may be many, are removed when
-    others go on.
+    pull or a push has so far is not held by this lock, but by `Store.leases`. The layers' files, which may be many, are
+    removed when others go on.
     """
     # Behind `exclusive`, what is out of sight goes, even if something else could not be taken away.
     with ExitStack() as doomed, store.exclusive():

@@ -174,7 +174,7 @@ class Store:
                 os.chmod(os.path.join(self.root, name), 0o700)
 
     def flush(self) -> None:
-        """Has all that was written on disk; for whoever is about to `publish` while others have to wait."""
+        """Has all that was written on disk, which may take seconds; so before others have to wait for a `publish`."""
         if self._durable:
             durable.sync_tree(self.root)
 
@@ -200,16 +200,17 @@ class Store:
         """An empty directory to mount something on, for the length of the block; `clean` removes it after a crash."""
         return scratch(self.root)
 
-    def publish(self, blobs: Sequence[Ingest], trees: Sequence[Staging[Any]]) -> None:
+    def publish(self, blobs: Sequence[Ingest], trees: Sequence[Staging[Any]], *, flushed: bool = False) -> None:
         """Makes proven blobs and trees visible, in this order.
 
-        One flush for all, then the renames, then the directories' names. A crash in between leaves some of them
-        visible, each whole, and none of them recorded yet.
+        One flush for all, unless the caller has done that when they were complete, then the renames, then the
+        directories' names. A crash in between leaves some of them visible, each whole, and none of them recorded yet.
         """
         if not blobs and not trees:
             return
         self.reserve.keep()
-        self.flush()
+        if not flushed:
+            self.flush()
         arrived: list[Ingest | Staging[Any]] = [*blobs, *trees]
         for item in arrived:
             item.commit()

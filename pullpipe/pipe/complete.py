@@ -67,8 +67,10 @@ class Rest:
             except BaseExceptionGroup as errors:
                 raise first_cause(errors) from None
             finally:
-                with self._store.shared():
-                    self._store.publish(arrived, [])
+                if arrived:
+                    await asyncio.to_thread(self._store.flush)
+                    with self._store.shared():
+                        self._store.publish(arrived, [], flushed=True)
         return len(arrived)
 
     async def _fetch(self, blob: Descriptor, owned: ExitStack, arrived: list[Ingest]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
@@ -49,8 +50,10 @@ class Mending:
             self._store.blobs.remove(key[1])
             return "it has been removed"
         ingest, source = await self.fetch(survey, key)
-        with ingest, self._store.shared():
-            self._store.publish([ingest], [])
+        with ingest:
+            await asyncio.to_thread(self._store.flush)
+            with self._store.shared():
+                self._store.publish([ingest], [], flushed=True)
         return f"it has been fetched again from {source}"
 
     async def fetch(self, survey: Survey, key: Key) -> tuple[Ingest, str]:
@@ -90,7 +93,7 @@ class Mending:
             for container in self._store.containers:
                 if key == ("stack", container.stack) or place in self._store.stacks.info(container.stack).lower:
                     self._hold(container, held)
-            self._store.publish([], [made])
+            self._store.publish([], [made], flushed=True)
         return "it has been made anew"
 
     def _hold(self, container: Container, held: ExitStack) -> None:

@@ -27,7 +27,7 @@ from pullpipe.errors import (
     WrongBlob,
     first_cause,
 )
-from pullpipe.oci import Descriptor
+from pullpipe.oci import Descriptor, chain_ids
 from pullpipe.pipe import settle
 from pullpipe.pipe.complete import Rest, free_ingest
 from pullpipe.pipe.documents import Documents
@@ -101,11 +101,14 @@ async def pull(
             and not lacking
         ):
             return Pulled(record, fetched=False)
-        rest = Rest(source, store, options.jobs, progress, below)
-        rest.plan(image, documents.found)
-        await asyncio.to_thread(check_sizes, store, [*image.manifest.layers, *below.values()])
-        _check_room(store, image, {**below, **lacking})
-        await _Layers(source, store, worker, options, progress).provide(image, documents.found)
+        with ExitStack() as leased:
+            with store.shared():
+                leased.enter_context(store.leases.needed(_needed(image)))
+            rest = Rest(source, store, options.jobs, progress, below)
+            rest.plan(image, documents.found)
+            await asyncio.to_thread(check_sizes, store, [*image.manifest.layers, *below.values()])
+            _check_room(store, image, {**below, **lacking})
+            await _Layers(source, store, worker, options, progress).provide(image, documents.found)
     await rest.provide()
     return Pulled(image.record, fetched=True)
 
@@ -116,6 +119,12 @@ def _lacking(source: Source, store: Store, layers: Sequence[Descriptor], options
         return {}
     found = {layer.digest: layer for layer in layers if layer.digest not in store.blobs}
     return {digest: layer for digest, layer in found.items() if source.has_here(digest)}
+
+
+def _needed(image: local.LocalImage) -> set[Digest]:
+    """Blobs, layers, variants and stack."""
+    blobs = {layer.digest for layer in image.manifest.layers}
+    return {*blobs, *image.config.diff_ids, *chain_ids(image.config.diff_ids), image.chain_id}
 
 
 def _check_room(store: Store, image: local.LocalImage, others: Mapping[Digest, Descriptor]) -> None:
@@ -172,7 +181,7 @@ class _Layers:
                             settled = await self._settle(image, wanted, owned)
                 finally:
                     with self._progress.stage("publish"):
-                        recorded = self._publish(image, documents, settled)
+                        recorded = await self._publish(image, documents, settled)
 
     def _times(self) -> Times:
         return Times(detailed=self._progress.trace is not None)
@@ -197,25 +206,36 @@ class _Layers:
                 await asyncio.sleep(_POLL)  # flock has no event to wait for, and a thread in it cannot be cancelled
         return held
 
-    def _publish(self, image: local.LocalImage, documents: Mapping[Digest, bytes], settled: _Settled | None) -> bool:
+    async def _publish(
+        self, image: local.LocalImage, documents: Mapping[Digest, bytes], settled: _Settled | None
+    ) -> bool:
         """Makes visible what has been made, and records the image when that was the last of it; says whether it was.
 
-        Under the store's lock, so that nothing is swept between a layer's publication and the record that needs it.
+        Under the store's lock, so that nothing is swept between a layer's publication and the record that needs it;
+        but flushed before, for others wait for that lock.
         """
-        with self._store.shared(), ExitStack() as owned:
-            layers = [staging for staging, _ in self._staged.values()]
-            lacking = _lacking(self._source, self._store, image.manifest.layers, self._options)
-            complete = settled is not None and settled.in_place() and lacking.keys() <= self._blobs.keys()
-            blobs = list(self._blobs.values()) if self._options.keep_blobs else []
-            if complete:
-                blobs += [owned.enter_context(self._store.blobs.document(*item)) for item in documents.items()]
-            self._store.publish(blobs, [*layers, *(settled.made if settled is not None and complete else ())])
-            for ingest in () if self._options.keep_blobs else self._blobs.values():
-                ingest.discard()  # only now: until its layer is there, a pull that is killed is continued from it
-            self._blobs.clear()
-            self._staged.clear()
-            if complete:
-                self._store.images.put(image.record, self._options.over)
+        layers = [staging for staging, _ in self._staged.values()]
+        blobs = list(self._blobs.values()) if self._options.keep_blobs else []
+        with ExitStack() as owned:
+            last: list[Ingest] = []
+            if settled is not None:
+                last = [owned.enter_context(self._store.blobs.document(*item)) for item in documents.items()]
+            if blobs or layers or settled is not None:
+                await asyncio.to_thread(self._store.flush)
+            with self._store.shared():
+                lacking = _lacking(self._source, self._store, image.manifest.layers, self._options)
+                if settled is not None and settled.in_place() and lacking.keys() <= self._blobs.keys():
+                    self._store.publish([*blobs, *last], [*layers, *settled.made], flushed=True)
+                    complete = True
+                else:
+                    self._store.publish(blobs, layers, flushed=True)
+                    complete = False
+                for ingest in () if self._options.keep_blobs else self._blobs.values():
+                    ingest.discard()  # only now: until its layer is there, a pull that is killed is continued from it
+                self._blobs.clear()
+                self._staged.clear()
+                if complete:
+                    self._store.images.put(image.record, self._options.over)
         return complete
 
     async def _settle(

@@ -23,6 +23,8 @@ from tests.cli.rig import (
 from tests.cli.store_checker import chain_id
 from tests.conftest import Cli, require
 from tests.support.images import Dir, Layer
+from tests.torture.calls import Call, supervised
+from tests.torture.rig import command
 
 pytestmark = pytest.mark.needs_root
 
@@ -43,6 +45,25 @@ def test_the_last_image_takes_everything(cli: Cli, image: str, store_root: Path)
     assert answer(cli, "images", "--format", "json") == []
     for directory in ("blobs/sha256", "layers/sha256", "staging", "ingest"):
         assert names(store_root / directory) == set(), directory
+
+
+def test_does_not_wait_for_a_flush(cli: Cli, image: str, layout: Path, store_root: Path) -> None:
+    """Another command that flushes what it has made, which may take its time, holds up nobody."""
+    flushes: list[Call] = []
+
+    def remove_meanwhile(call: Call, _: int) -> int:
+        if call.name == "syncfs":
+            flushes.append(call)
+            if len(flushes) == 1:
+                ok(cli, "rmi", image)
+        return 0
+
+    words = command(store_root, "load", "--quiet", "--tag", "other:1", layout)
+    layout_of(layout, file_layer("other"))
+    assert supervised(words, [store_root], remove_meanwhile).code == 0
+    assert len(flushes) == 1
+    assert [each["reference"] for each in answer(cli, "images", "--format", "json")] == ["docker.io/library/other:1"]
+    ok(cli, "verify", "--quiet", "--deep")
 
 
 def test_what_another_image_shares_stays(cli: Cli, image: str, layout: Path, store_root: Path, tmp_path: Path) -> None:

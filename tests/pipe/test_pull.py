@@ -30,6 +30,7 @@ from pullpipe.transports import Document
 from pullpipe.transports.files import Directory
 from pullpipe.transports.layout import LayoutSource
 from store import Digest, Store
+from store.gc import Swept
 from tests.conftest import PROJECT, Cli
 from tests.support.hostile import Fault, FaultyRegistry
 from tests.support.images import Dir, Entry, File, Image, Layer, Symlink, write_layout
@@ -408,6 +409,43 @@ def test_two_pulls_make_each_layer_once(layout: Path, store: Store) -> None:
     check_whole(store)
 
 
+def test_layers_stay_while_their_pull_waits_for_others(tmp_path: Path, store: Store) -> None:
+    """Another pull makes the layer that both need. No record needs what this one has made, and no sweep removes it."""
+    base = LAYERS["one"]
+    for name, layers in (("first", [base]), ("second", [base, LAYERS["two"]])):
+        write_layout(tmp_path / name, {"t": Image(layers)})
+
+    async def both() -> list[str]:
+        go_on, waiting = asyncio.Event(), asyncio.Event()
+
+        async def wait(_: Descriptor) -> None:
+            await go_on.wait()
+
+        class Waiting(Progress):
+            def waiting(self, layer: Descriptor) -> None:
+                waiting.set()
+
+        options = Options(Platform.of_this_machine())
+        slow, second = Slow(tmp_path / "first", {DIGESTS["one"]: wait}), Slow(tmp_path / "second")
+        progress = Heard()
+        making = asyncio.ensure_future(pull(slow, str(slow.manifest), "first:1", store, options, progress))
+        await progress.arrived[DIGESTS["one"]].wait()
+        pulling = pull(second, str(second.manifest), "second:1", store, options, Waiting())
+        other = asyncio.ensure_future(pulling)
+        await waiting.wait()
+        assert local.collect(store) == Swept(0, 0, 0)
+        making.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await making
+        await other
+        return second.fetched
+
+    with nothing_left_behind(store):
+        fetched = asyncio.run(asyncio.wait_for(both(), PATIENCE))
+    assert len(fetched) == len(set(fetched))
+    assert local.collect(store) == Swept(0, 0, 0)
+
+
 class Stages(Progress):
     """Has something happen when a stage begins for the first time."""
 
@@ -421,27 +459,34 @@ class Stages(Progress):
 
 
 @pytest.mark.parametrize("stage", ["settle", "publish"])
-@pytest.mark.parametrize("layers_stay", [False, True])
-def test_what_a_pull_relies_on_is_removed(stage: str, tmp_path: Path, store: Store, *, layers_stay: bool) -> None:
-    """Layers that the store had, and a variant of one, vanish with another image: they are made anew."""
+@pytest.mark.parametrize("how", ["rmi", "variants are damaged", "all is damaged"])
+def test_what_a_pull_relies_on_is_removed(stage: str, how: str, tmp_path: Path, store: Store) -> None:
+    """Layers that the store had, and a variant of one, are needed by no image any more: they stay for the pull. What
+    is taken away as damaged is made anew."""
     link: list[Entry] = [Dir("usr/lib"), Symlink("lib", "usr/lib")]
     through: list[Entry] = [File("lib/x")]
-    images: dict[str, list[list[Entry]]] = {
-        "before": [link, through],
-        "reverse": [through, link],
-        "wanted": [link, through, [File("y")]],
-    }
+    images: dict[str, list[list[Entry]]] = {"before": [link, through], "wanted": [link, through, [File("y")]]}
 
-    def provide(name: str, progress: Progress) -> None:
+    def provide(name: str, progress: Progress) -> list[str]:
         write_layout(tmp_path / name, {"t": Image([Layer(entries, None) for entries in images[name]])})
         source, options = Slow(tmp_path / name), Options(Platform.of_this_machine())
         asyncio.run(pull(source, str(source.manifest), f"example.org/{name}:1", store, options, progress))
+        return source.fetched
 
-    for name in ("before", "reverse") if layers_stay else ("before",):
-        provide(name, Progress())
+    def remove() -> None:
+        local.remove(store, removed)
+        if how != "rmi":
+            with store.exclusive():
+                trees = (store.variants, store.layers) if how == "all is damaged" else (store.variants,)
+                doomed = [kind.take_away(digest) for kind in trees for digest in kind]
+            for tree in doomed:
+                tree.remove()
+
+    provide("before", Progress())
     removed = "example.org/before:1"
     with nothing_left_behind(store):
-        provide("wanted", Stages(stage, lambda: local.remove(store, removed)))
+        fetched = provide("wanted", Stages(stage, remove))
+    assert len(fetched) == 2  # a config and the third layer: the other blobs are there
     assert store.images.get(removed) is None
     image = local.find(store, "example.org/wanted:1")
     assert all(map(os.path.isdir, stack.lower_of(store, image.chain_id)))

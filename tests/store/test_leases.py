@@ -9,7 +9,7 @@ from pathlib import Path
 from store import Digest, Store
 from store.gc import Marks, sweep
 from store.leases import LENGTH
-from tests.store.rig import everything, killed_at_every_step, put_blob
+from tests.store.rig import another_process, everything, killed_at_every_step, put_blob, put_layer
 
 
 def swept(store: Store) -> list[Digest]:
@@ -35,6 +35,25 @@ def test_a_leased_blob_stays(store: Store) -> None:
     grant(store, leased)
     assert swept(Store(store.root)) == [leased]
     assert other not in store.blobs
+
+
+def test_what_is_needed_stays(store: Store, store_root: Path) -> None:
+    """Of any kind, there or not, and for as long as the block runs or its process lives."""
+    blob, layer = put_blob(store, b"needed"), put_layer(store, "needed")
+    with store.shared():
+        needed = store.leases.needed([blob, layer, Digest.of(b"not here")])
+        needed.__enter__()
+    assert swept(Store(store.root)) == [blob]
+    assert list(store.layers) == [layer]
+    needed.__exit__(None, None, None)
+    assert everything(store_root / "staging") == []
+    program = 'needed = store.leases.needed([Digest.of(b"needed")])\nneeded.__enter__()'
+    with another_process(program, store_root):
+        assert swept(store) == [blob]
+        assert list(store.layers) == [layer]  # by the same name
+    assert swept(store) == []
+    store.clean()
+    assert everything(store_root / "staging") == []
 
 
 def test_after_a_day_it_goes(store: Store) -> None:

@@ -81,8 +81,9 @@ class Upload:
                     HTTPStatus.BAD_REQUEST, "DIGEST_INVALID", f"the {self.size} bytes that came have the digest {found}"
                 )
             store.blobs.name(self._ingest, digest)
+            store.flush()
             with store.shared():
-                store.publish([self._ingest], [])
+                store.publish([self._ingest], [], flushed=True)
                 store.leases.grant(digest)
 
     def _digest(self, algorithm: str) -> Digest:
