@@ -244,12 +244,6 @@ def neighbours(store: Store, reference: Reference) -> dict[Digest, str]:
     }
 
 
-def remove(store: Store, reference: str) -> Swept:
-    """Removes the image's record, and what no other image and no container needs. Raises `NotInStore`."""
-    store.images.remove(reference)
-    return collect(store)
-
-
 def collect(store: Store) -> Swept:
     """Removes what no image and no container leads to."""
     return sweep(store, lambda: marks(store, store.images, store.containers))

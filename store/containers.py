@@ -21,7 +21,7 @@ from store.digest import Digest
 from store.errors import Corrupt, InUse, NotInStore
 from store.listing import entries
 from store.locks import Lock, exists
-from store.trees import Doomed, remove_tree
+from store.trees import Doomed, remove_tree, removing
 
 _ID = re.compile("[0-9a-f]{64}")
 
@@ -262,7 +262,8 @@ class Containers:
         """In one step for whoever looks: what goes file by file is half made to others, who would sweep it too."""
         hidden = os.path.join(self._staging, f"container-{container_id}")
         try:
-            Doomed(os.path.join(self._directory, container_id), hidden).remove()
+            with removing() as doomed:
+                doomed.append(Doomed(os.path.join(self._directory, container_id), hidden))
         finally:
             lock.release()
 

@@ -7,11 +7,11 @@ or a container leads to.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import NamedTuple
 
 from store.digest import Digest
 from store.root import Store
+from store.trees import removing
 
 
 class Marks(NamedTuple):
@@ -59,17 +59,13 @@ def sweep(store: Store, mark: Callable[[], Marks]) -> Swept:
     pull or a push has so far is not held by this lock, but by `Store.leases`. The layers' files, which may be many, are
     removed when others go on.
     """
-    # Behind `exclusive`, what is out of sight goes, even if something else could not be taken away.
-    with ExitStack() as doomed, store.exclusive():
+    with removing() as doomed, store.exclusive():
         marks = mark()
         store.leases.forget()
         dead = unused(store, marks)
-        for chain_id in dead.stacks:
-            doomed.callback(store.stacks.take_away(chain_id).remove)
-        for chain_id in dead.variants:
-            doomed.callback(store.variants.take_away(chain_id).remove)
-        for diff_id in dead.layers:
-            doomed.callback(store.layers.take_away(diff_id).remove)
+        doomed.extend(store.stacks.take_away(chain_id) for chain_id in dead.stacks)
+        doomed.extend(store.variants.take_away(chain_id) for chain_id in dead.variants)
+        doomed.extend(store.layers.take_away(diff_id) for diff_id in dead.layers)
         size = sum(store.blobs.remove(digest) for digest in dead.blobs)
     store.reserve.keep()
     return Swept(len(dead.blobs), len(dead.layers) + len(dead.variants), size)

@@ -12,10 +12,11 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import signal
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NoReturn, Protocol, TypeVar
 
 from store import durable
 from store.compare import differences
@@ -176,10 +177,66 @@ class Doomed:
 
     def remove(self) -> None:
         """Removes the files, which may take a while; `clean` does so after a crash."""
+        remove_tree(self._path)
+        self._lock.release()
+
+    def release(self) -> None:
+        """Leaves them to `clean`."""
+        self._lock.release()
+
+    def fileno(self) -> int:
+        """The open file that holds the lock; negative when nothing is left."""
+        return self._lock.fileno()
+
+
+@contextmanager
+def removing() -> Iterator[list[Doomed]]:
+    """A list for what the block takes away, whose files are removed at its end: all, whatever becomes of one.
+
+    Whoever is asked to end meanwhile, by an exception, leaves the rest to a child, which nobody waits for.
+    """
+    doomed: list[Doomed] = []
+    try:
         try:
-            remove_tree(self._path)
-        finally:
-            self._lock.release()
+            yield doomed
+        except Exception:
+            _remove_all(doomed)  # what is out of sight goes, even if something else could not be taken away
+            raise
+        _remove_all(doomed)
+    except (KeyboardInterrupt, SystemExit):
+        if os.fork() == 0:
+            _remove_alone(doomed)
+        raise
+
+
+def _remove_all(doomed: Sequence[Doomed]) -> None:
+    """Raises the first of what kept one from going."""
+    failures = []
+    for tree in doomed:
+        try:
+            tree.remove()
+        except OSError as error:
+            tree.release()
+            failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+def _remove_alone(doomed: Sequence[Doomed]) -> NoReturn:
+    """In a child, whose terminal may go, and that keeps nobody waiting for a lock or the end of an output."""
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        os.setsid()
+        kept = {tree.fileno() for tree in doomed}
+        for fd in set(map(int, os.listdir("/proc/self/fd"))) - kept:
+            with suppress(OSError):
+                os.close(fd)
+        for tree in doomed:
+            with suppress(OSError):
+                tree.remove()
+    finally:
+        os._exit(0)
 
 
 class Staging(Generic[_I]):

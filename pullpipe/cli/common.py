@@ -237,21 +237,37 @@ def variables(path: str) -> Iterator[str]:
             yield text
 
 
+def exit_when_terminated() -> None:
+    """SIGTERM ends this process by an exception from here on, as Ctrl-C does, so that it can clean up."""
+    import signal
+
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
 def run_until_signal(work: Coroutine[Any, Any, _T]) -> _T:
-    """Runs the coroutine; SIGTERM cancels it as Ctrl-C does, so that it can clean up."""
+    """Runs the coroutine; SIGTERM and Ctrl-C cancel it, so that it can clean up, which no further one cuts short."""
 
     import asyncio  # 50 ms, which commands that wait for nothing should not pay
     import signal
 
+    signals: list[int] = []
+
     async def supervised() -> _T:
         task = asyncio.ensure_future(work)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+        def end(number: int) -> None:
+            signals.append(number)
+            if len(signals) == 1:
+                task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, end, number)
         return await task
 
     try:
         return asyncio.run(supervised())
     except asyncio.CancelledError:
-        sys.exit(128 + signal.SIGTERM)
+        sys.exit(128 + signals[0])
 
 
 def print_json(value: object) -> None:

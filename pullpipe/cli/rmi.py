@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from pullpipe import local, usage
-from pullpipe.cli.common import OneByOne, open_store
+from pullpipe.cli.common import OneByOne, exit_when_terminated, open_store
 from pullpipe.errors import NotFound
 from pullpipe.look.chosen import Chosen
 from pullpipe.progress import counted, human_size
@@ -28,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     names = [Chosen.image(text) for text in arguments.references]
     store = open_store(arguments, as_root=True)
+    exit_when_terminated()
     each = OneByOne(arguments)
     for name in names:
         with each:
@@ -47,7 +48,8 @@ def _remove(store: Store, reference: str, *, forced: bool) -> None:
     ]
     if users:
         raise InUse(f"{reference} is used by {', '.join(users)}; `pullpipe rm {' '.join(users)}` first")
-    swept = local.remove(store, reference)
-    print(reference)
+    store.images.remove(reference)
+    print(reference, flush=True)
+    swept = local.collect(store)
     freed = f"{counted(swept.layers, 'layers')} and {counted(swept.blobs, 'blobs')} ({human_size(swept.blob_bytes)})"
     print(f"removed {freed}", file=sys.stderr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from tests.cli.rig import (
 from tests.cli.store_checker import chain_id
 from tests.conftest import Cli, require
 from tests.support.images import Dir, Layer
+from tests.support.processes import until
 from tests.torture.calls import Call, supervised
 from tests.torture.rig import command
 
@@ -64,6 +67,28 @@ def test_does_not_wait_for_a_flush(cli: Cli, image: str, layout: Path, store_roo
     assert len(flushes) == 1
     assert [each["reference"] for each in answer(cli, "images", "--format", "json")] == ["docker.io/library/other:1"]
     ok(cli, "verify", "--quiet", "--deep")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_files_are_removed(cli: Cli, image: str, store_root: Path, number: signal.Signals) -> None:
+    """It ends at once, the image is gone, which has been said; the rest of the files goes all the same."""
+    others: list[Call] = []
+
+    def signalling(call: Call, main: int) -> int:
+        if call.name in ("unlink", "unlinkat", "rmdir") and "/staging/layers-" in call.path:
+            if call.thread == main:
+                os.kill(main, number)
+            else:
+                others.append(call)
+                until(lambda: Path(f"/proc/{main}/stat").read_text().split()[2] == "Z", "the command has ended")
+                os.kill(call.thread, number)
+        return 0
+
+    done = supervised(command(store_root, "rmi", image), [store_root], signalling)
+    assert (done.code, done.out, done.said) == (128 + number, f"{image}\n", "")
+    assert others
+    assert names(store_root / "staging") == names(store_root / "layers" / "sha256") == set()
+    assert answer(cli, "verify", "--format", "json") == []
 
 
 def test_what_another_image_shares_stays(cli: Cli, image: str, layout: Path, store_root: Path, tmp_path: Path) -> None:

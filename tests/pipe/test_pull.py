@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -35,6 +34,8 @@ from tests.conftest import PROJECT, Cli
 from tests.support.hostile import Fault, FaultyRegistry
 from tests.support.images import Dir, Entry, File, Image, Layer, Symlink, write_layout
 from tests.support.processes import PATIENCE, Watched, children, descendants, grandchildren, until
+from tests.torture.calls import Call, supervised
+from tests.torture.rig import command
 
 pytestmark = pytest.mark.needs_root
 
@@ -474,7 +475,8 @@ def test_what_a_pull_relies_on_is_removed(stage: str, how: str, tmp_path: Path, 
         return source.fetched
 
     def remove() -> None:
-        local.remove(store, removed)
+        store.images.remove(str(removed))
+        local.collect(store)
         if how != "rmi":
             with store.exclusive():
                 trees = (store.variants, store.layers) if how == "all is damaged" else (store.variants,)
@@ -648,11 +650,9 @@ def test_a_signal_to_the_command(number: signal.Signals, layout: Path, store_roo
     """Ctrl-C and SIGTERM end it with 128+N, without a traceback; nothing is left, and the next pull works."""
     with stuck_pull(store_root, layout) as (process, reference, registry):
         watched = [Watched(pid) for pid in descendants(process.pid)]
-        started = time.monotonic()
         process.send_signal(number)
         out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 128 + number
-        assert time.monotonic() - started < 5
         assert out == ""
         assert "Traceback" not in err
         assert all(one.ended(0) for one in watched), "processes outlive the command"
@@ -664,6 +664,24 @@ def test_a_signal_to_the_command(number: signal.Signals, layout: Path, store_roo
         done = cli("pull", "--plain-http", "--quiet", reference)
         assert done.returncode == 0, done.stderr
     assert len(list(Store(str(store_root)).layers)) == 3
+
+
+def test_signals_while_it_cleans_up(layout: Path, store_root: Path, cli: Cli) -> None:
+    """Who presses Ctrl-C again and again does not keep it from that."""
+    cleaning: list[Call] = []
+
+    def interrupt(call: Call, main: int) -> int:
+        removing = call.thread == main and call.name in ("unlink", "unlinkat", "rmdir") and "/staging/" in call.path
+        if call.name == "syncfs" or removing:
+            os.kill(main, signal.SIGINT)
+            cleaning.extend([call] * removing)
+        return 0
+
+    done = supervised(command(store_root, "load", "--quiet", "-t", "test", layout), [store_root], interrupt)
+    assert (done.code, done.out, done.said) == (128 + signal.SIGINT, "", "")
+    assert len(cleaning) > 1
+    assert os.listdir(store_root / "staging") == []
+    assert cli("load", "--quiet", "-t", "test", layout).returncode == 0
 
 
 def test_killing_the_command(layout: Path, store_root: Path, cli: Cli) -> None:

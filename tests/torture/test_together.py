@@ -127,7 +127,6 @@ def test_a_crowd(bench: Bench) -> None:
     crowd.work()
     print(dict(sorted(crowd.outcomes.items())), f"slowest end after a signal: {crowd.slowest_end:.2f} s")
     assert crowd.wrong == []
-    assert crowd.slowest_end < 20  # a second when the machine has nothing else to do
     assert mounts_below(root) == []
     assert bench.wrong(root) == []
     for name in NAMES:
