@@ -1,12 +1,17 @@
-"""Whether two trees are the same: every name, its type, mode, owner, time, attributes, content, and hard links."""
+"""Whether two trees are the same: every name, its type, mode, owner, time, attributes, content, and hard links.
+
+By one look at both, or by a digest of all that, for when only one of them will be there.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+from store.digest import Digest, new_hash
 from store.errors import UNREADABLE
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -56,6 +61,59 @@ def content_size(tree: str) -> int:
     finally:
         os.close(top)
     return size
+
+
+def tree_digest(tree: str) -> Digest:
+    """The digest of all that `differences` compares. Raises `OSError`.
+
+    Of what is a line of JSON for each path, a directory before what is in it, and behind a file's the file.
+    """
+    digest = new_hash("sha256")
+    linked: dict[int, str] = {}
+    top = os.open(tree, _DIRECTORY)
+    try:
+        todo = [""]
+        while todo:
+            path = todo.pop()
+            directory = open_directory(top, path)
+            try:
+                digest.update(_line(path, os.fstat(directory), place_of(directory)))
+                below = []
+                for name in sorted(os.listdir(directory)):
+                    status = os.lstat(name, dir_fd=directory)
+                    if stat.S_ISDIR(status.st_mode):
+                        below.append(f"{path}{name}/")
+                        continue
+                    first = linked.setdefault(status.st_ino, path + name) if status.st_nlink > 1 else path + name
+                    target = os.readlink(name, dir_fd=directory) if stat.S_ISLNK(status.st_mode) else first
+                    digest.update(_line(path + name, status, place_of(directory, name), first, target))
+                    if stat.S_ISREG(status.st_mode) and first == path + name:
+                        for piece in _pieces(directory, name):
+                            digest.update(piece)
+                todo += reversed(below)
+            finally:
+                os.close(directory)
+    finally:
+        os.close(top)
+    return Digest("sha256", digest.hexdigest())
+
+
+def _line(path: str, status: os.stat_result, place: bytes, *links: str) -> bytes:
+    whiteout = stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+    what = [path, status.st_mode, status.st_uid, status.st_gid, status.st_rdev, *links]
+    what.append(0 if whiteout else status.st_mtime_ns)
+    what.append(status.st_size if stat.S_ISREG(status.st_mode) else 0)
+    what.append({name: value.hex() for name, value in attributes_of(place).items()})
+    return json.dumps(what, sort_keys=True).encode() + b"\n"
+
+
+def _pieces(directory: int, name: str) -> Iterator[bytes]:
+    file = os.open(name, _FILE, dir_fd=directory)
+    try:
+        while piece := os.read(file, _PIECE):
+            yield piece
+    finally:
+        os.close(file)
 
 
 class _Comparison:

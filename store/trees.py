@@ -2,6 +2,7 @@
 
     <kind>/<algorithm>/<hex>/fs/             the tree
     <kind>/<algorithm>/<hex>/layer.json …    what was recorded when it was made
+    <kind>/<algorithm>/<hex>/fs.digest       the digest of the tree, where it may not be possible to make it again
 
 A tree is written under `staging/` and published by one rename, so one that is visible is whole, and never changes. One
 that the disk has damaged is replaced as a whole, by one exchange.
@@ -19,7 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Generic, NoReturn, Protocol, TypeVar
 
 from store import durable
-from store.compare import differences
+from store.compare import differences, tree_digest
 from store.digest import Digest
 from store.errors import UNREADABLE, Corrupt, NotInStore
 from store.listing import listed
@@ -36,6 +37,7 @@ class Info(Protocol):
 _I = TypeVar("_I", bound=Info)
 _numbers = itertools.count()
 _REMOVED = ".removed"  # the end of a name in `staging/`: what is being removed
+_SEAL = "fs.digest"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -122,6 +124,22 @@ class Trees(Generic[_I]):
                     raise
                 return f"it cannot be read: {error.strerror}"
             return (f"{first} (and {more} more)" if more else first) if in_place() else ""
+
+    def broken_seal(self, digest: Digest) -> str | None:
+        """What the digest tells that was taken of the tree: how it is not as it was; empty when it is. None when there
+        is no such digest, or the tree is removed meanwhile. Raises `OSError`."""
+        try:
+            with open(os.path.join(self._path(digest), _SEAL), encoding="ascii", errors="replace") as file:
+                sealed = file.read().strip()
+            return (
+                "" if sealed == str(tree_digest(self.files(digest))) else "its files are not those that were unpacked"
+            )
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            return f"it cannot be read: {error.strerror}"
 
     def pinned(self, digests: Iterable[Digest]) -> AbstractContextManager[Callable[[], bool]]:
         """Tells, of trees that are relied on without a lock, whether all are there that were at the start."""
@@ -262,6 +280,11 @@ class Staging(Generic[_I]):
         """Writes the record: the tree is complete, and proven to be what its digest says."""
         # Not flushed by itself: publishing flushes the whole file system once, before the rename.
         durable.write_file(os.path.join(self.path, self._document), info.to_json(), durable=False)
+
+    def seal(self) -> None:
+        """Notes the digest of the complete tree, for `Trees.broken_seal`. It reads all of it."""
+        data = f"{tree_digest(self.files)}\n".encode()
+        durable.write_file(os.path.join(self.path, _SEAL), data, durable=False)
 
     def commit(self) -> None:
         """Gives the tree its name, unless somebody did so meanwhile. The caller has flushed it if that is due."""

@@ -259,7 +259,7 @@ class _Layers:
             blob = await self._blob(descriptor, owned)
             with self._removing_damage(descriptor):
                 info = await self._unpacker.unpack_variant(blob, layer, descriptor, staging, below)
-            staging.describe(info)
+            await self._describe(staging, info)
             made.append(staging)
             return staging.files, info
 
@@ -295,11 +295,17 @@ class _Layers:
                 self._source, layer.digest, self._progress.note, lambda: self._stage(diff_id, layer, owned)
             )
             info = info_of(diff_id, result)
-            staging.describe(info)
+            await self._describe(staging, info)
             self._staged[diff_id] = staging, info
             self._progress.finished(layer)
             for warning in result.warnings:
                 self._progress.note(f"{layer.digest.short}: {warning}")
+
+    async def _describe(self, staging: Staging[LayerInfo], info: LayerInfo) -> None:
+        """The tree is complete. When its blob is not kept, nothing else will tell whether it has been damaged."""
+        staging.describe(info)
+        if not self._options.keep_blobs:
+            await asyncio.to_thread(staging.seal)
 
     async def _stage(self, diff_id: Digest, layer: Descriptor, owned: ExitStack) -> tuple[Staging[LayerInfo], Result]:
         """The layer, unpacked and proven, in a new staging directory. Raises `WrongBlob` when the bytes were wrong."""

@@ -59,6 +59,7 @@ class Replay:
         self._seen: set[Key] = set()  # what has been compared, or told
         self._failed: set[Key] = set()  # what could not be mended
         self._wrong_layers: set[Digest] = set()
+        self._seals: dict[Key, str | None] = {}
         self.findings: list[Finding] = []
 
     async def check_all(self) -> None:
@@ -144,8 +145,7 @@ class Replay:
                 try:
                     right = await self._from_blob(key, diff_id, make)
                 except _OF_THE_STORE as error:
-                    self._leave_out(key, error)
-                    right = not known
+                    right = await self._check_seal(key, error)
         if not right:
             self._wrong_layers.add(diff_id)
 
@@ -178,7 +178,8 @@ class Replay:
                 self._progress.fetched(blob, blob.size)
                 self._progress.checked(blob)
                 return made
-        suspicion = self._survey.problems.get(key) or self._survey.suspect(key)
+        seal = await self._seal(key)
+        suspicion = self._survey.problems.get(key) or (self._survey.suspect(key) if seal is None else seal)
         if suspicion and self._mending:
             for blob in sources:
                 try:
@@ -254,8 +255,7 @@ class Replay:
         try:
             return await self._from_blob(key, layer.diff_id, make)
         except (TransferError, VerificationError) as error:
-            self._leave_out(key, error)
-            if key in self._survey.problems:
+            if not await self._check_seal(key, error):
                 raise
             return variants.files(layer.chain_id), variants.info(layer.chain_id)
 
@@ -272,6 +272,8 @@ class Replay:
 
         async def exchange(mending: Mending) -> str:
             made.describe(info)
+            if isinstance(info, LayerInfo) and not self._kept(info.diff_id):
+                await asyncio.to_thread(made.seal)
             return mending.replace_tree(self._survey, key, made)
 
         return await self._tell(key, problem, exchange)
@@ -295,6 +297,24 @@ class Replay:
         survey.problems.pop(key, None)
         self.findings.append(survey.finding("mended", key, problem, how))
         return True
+
+    async def _seal(self, key: Key) -> str | None:
+        """See `Trees.broken_seal`, which is asked once."""
+        if key not in self._seals:
+            self._seals[key] = await asyncio.to_thread(self._survey.trees[key[0]].broken_seal, key[1])
+        return self._seals[key]
+
+    async def _check_seal(self, key: Key, why: Exception) -> bool:
+        """What cannot be made again, to be compared: whether it is not known to be damaged."""
+        seal = await self._seal(key)
+        if key in self._survey.problems or seal is None:
+            self._leave_out(key, why)
+            return key not in self._survey.problems
+        self._seen.add(key)
+        if seal:
+            remedy = not_mended(why) if self._mending else self._survey.remedy(key)
+            self.findings.append(self._survey.finding("damaged", key, seal, remedy))
+        return not seal
 
     def _leave_out(self, key: Key, why: Exception) -> None:
         """What cannot be checked; if it is known to be damaged, it cannot be mended."""

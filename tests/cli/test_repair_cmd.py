@@ -300,11 +300,11 @@ class TestBlobsThatAreNotKept:
         ok(cli, "pull", "-q", "--plain-http", "--discard-blobs", reference)
         subprocess.run(["cp", "-a", store_root, tmp_path / "good"], check=True)
         DAMAGES[damage].do(Target(store_root, damaged.layout, damaged.references["mode"]))
-        assert cli("repair", "--no-fetch").returncode == (1 if "zeroed" not in damage else 0)
+        assert cli("repair", "--no-fetch").returncode == 1
         findings = repair(cli)
         assert [finding["kind"] for finding in findings if finding["state"] == "mended"] == [DAMAGES[damage].kind]
         assert_same(store_root, tmp_path / "good")
-        assert {f["state"] for f in answer(cli, "verify", "--deep", "-q", "--format=json")} == {"unchecked"}
+        assert answer(cli, "verify", "--deep", "-q", "--format=json") == []
         assert list((store_root / "ingest").iterdir()) == []
 
     def test_one_that_only_looks_damaged(self, cli: Cli, registry: Registry, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from store.compare import content_size, differences
+from store.compare import content_size, differences, tree_digest
 from store.trees import remove_tree
 
 pytestmark = pytest.mark.needs_root
@@ -44,7 +44,10 @@ def trees(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def compared(trees: tuple[Path, Path]) -> list[str]:
-    return list(differences(str(trees[0]), str(trees[1])))
+    """By both ways."""
+    lines = list(differences(str(trees[0]), str(trees[1])))
+    assert (tree_digest(str(trees[0])) == tree_digest(str(trees[1]))) == (not lines)
+    return lines
 
 
 def keeping_times(tree: Path, change: Callable[[Path], object]) -> None:
