@@ -37,11 +37,15 @@ class Case(NamedTuple):
         assert mounts_below(root) == []
         if self.name != "repair":
             assert bench.wrong(root) == []
+            assert bench.verified(root) == []
         if self.name not in ("rmi", "load", "prune"):  # which go one by one
             assert recorded(root) in (self.known, self.records)
 
-    def again(self, bench: Bench, root: Path) -> None:
-        """The command once more, as far as it has not done its work: it goes well, and then all is as it should be."""
+    def again(self, bench: Bench, root: Path, *, deep: bool) -> None:
+        """The command once more, as far as it has not done its work: it goes well, and then all is as it should be.
+
+        With `deep`, `verify --deep` says so, too.
+        """
         words = self.words
         if self.name == "rmi":
             words = ["rmi", *sorted(recorded(root))]
@@ -52,6 +56,7 @@ class Case(NamedTuple):
         if not self.name.startswith(("pull", "load", "repair")):
             good(root, "prune", "--containers")  # removes what a command that was killed left to it
         assert bench.wrong(root) == []
+        assert not deep or bench.verified(root, deep=True) == []
         assert difference(contents(root), self.after) == []
 
 

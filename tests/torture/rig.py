@@ -135,6 +135,13 @@ class Bench(NamedTuple):
                 lines.append(f"{config}: {error}")
         return lines
 
+    def verified(self, root: Path, *, deep: bool = False) -> list[str]:
+        """What `verify` has to say against the store."""
+        if not (root / "version").exists():
+            return []
+        done = pullpipe(root, "verify", "--quiet", *["--deep"] * deep)
+        return [] if done.returncode == 0 else [f"verify: {done.stdout}{done.stderr}"]
+
 
 def recorded(root: Path) -> set[str]:
     """The references that the store has."""
@@ -229,6 +236,7 @@ class FileSystem(NamedTuple):
 
 _LAZY = ("-q", "-F", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0")
 EXT4 = FileSystem("ext4", "mkfs.ext4", _LAZY, 96 << 20)
+SMALL_EXT4 = FileSystem("small ext4", "mkfs.ext4", (*_LAZY, "-m", "0", "-N", "1024"), 48 << 20)
 # Without what it does by itself for programs that do not flush.
 STERN_EXT4 = FileSystem("ext4 without favours", "mkfs.ext4", _LAZY, 96 << 20, "noauto_da_alloc,data=writeback")
 XFS = FileSystem("xfs", "mkfs.xfs", ("-q",), 320 << 20, "nouuid")

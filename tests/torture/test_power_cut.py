@@ -124,13 +124,14 @@ def look(bench: Bench, root: Path, allowed: list[set[str]]) -> list[str]:
     lines = bench.wrong(root)
     if not lines and (found := recorded(root)) not in allowed:
         lines.append(f"recorded are {found}, and should be one of {allowed}")
-    return lines
+    return lines or bench.verified(root)
 
 
 def pull_all(bench: Bench, root: Path) -> None:
     for name in NAMES:
         good(root, *bench.pull(name, "--durability=none"))
     assert bench.wrong(root) == []
+    assert bench.verified(root, deep=True) == []
     assert recorded(root) == {bench.reference(name) for name in NAMES}
     assert [*(root / "staging").iterdir(), *(root / "ingest").iterdir()] == []
 

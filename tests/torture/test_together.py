@@ -133,5 +133,6 @@ def test_a_crowd(bench: Bench) -> None:
         good(root, *bench.pull(name))
     good(root, "prune", "--containers", "--filter", "until=0s")
     assert bench.wrong(root) == []
+    assert bench.verified(root, deep=True) == []
     assert list((root / "staging").iterdir()) == list((root / "containers").iterdir()) == []
     good(root, "run", "--rm", bench.reference("one"), "true")
