@@ -189,7 +189,8 @@ def mounts_below(directory: Path) -> list[str]:
 
 
 def is_clear(said: str, codes: Sequence[int], code: int) -> bool:
-    """Whether a command that failed told so as it should: by its exit code, and one line of error.
+    """Whether a command that failed told so as it should: by its exit code, and one line of error, which is the last;
+    or, if it was to do several things, such a line for each that failed.
 
     `repair` may have a count of what it could not mend in its place.
     """
@@ -197,7 +198,7 @@ def is_clear(said: str, codes: Sequence[int], code: int) -> bool:
         return False
     errors = [line for line in said.splitlines() if line.startswith("pullpipe: error: ")]
     last = said.rstrip("\n").rpartition("\n")[2]
-    return errors == [last] or (not errors and re.match(r"\d+ damaged", last) is not None)
+    return errors[-1:] == [last] or (not errors and re.match(r"\d+ damaged", last) is not None)
 
 
 @contextmanager
