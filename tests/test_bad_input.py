@@ -677,7 +677,7 @@ class TestArguments:
             (("frobnicate",), ("'frobnicate'", "--help")),
             (("pull",), ("REF",)),
             (("pull", "--frobnicate", "a"), ("--frobnicate",)),
-            (("pull", "a", "b"), ("unrecognized", "b")),
+            (("inspect", "a", "b"), ("unrecognized", "b")),
             (("pull", "--jobs", "0", "a"), ("--jobs", "at least 1")),
             (("pull", "--policy", "sometimes", "a"), ("sometimes", "always")),
             (("images", "--format", "xml"), ("xml", "json")),

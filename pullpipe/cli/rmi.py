@@ -26,14 +26,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    names = [Chosen.image(text) for text in arguments.references]
     store = open_store(arguments, as_root=True)
     exit_when_terminated()
     each = OneByOne(arguments)
-    for name in names:
+    for text in arguments.references:
         with each:
             try:
-                _remove(store, local.only_name(store, name), forced=arguments.force)
+                _remove(store, local.only_name(store, Chosen.image(text)), forced=arguments.force)
             except (NotFound, NotInStore):
                 if not arguments.force:
                     raise
