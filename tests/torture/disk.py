@@ -13,6 +13,7 @@ import os
 import random
 import subprocess
 import sys
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,14 +83,13 @@ class Disk:
     def recorded(self, moments: Sequence[int]) -> tuple[Recording, list[int]]:
         """What has been written, and the moments as positions in it."""
         recording: Recording = []
-        positions: dict[int, int] = {}
+        ends: list[int] = []
         with self._log.open("rb") as file:
-            positions[0] = 0
             while note := file.read(drive.NOTE.size):
                 kind, offset, size = drive.NOTE.unpack(note)
                 recording.append(FLUSH if kind == drive.FLUSH else Write(offset, file.read(size)))
-                positions[file.tell()] = len(recording)
-        return recording, [positions[moment] for moment in moments]
+                ends.append(file.tell())
+        return recording, [bisect_right(ends, moment) for moment in moments]  # a note may be half there
 
 
 class Cut(NamedTuple):
