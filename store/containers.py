@@ -21,7 +21,7 @@ from store.digest import Digest
 from store.errors import Corrupt, InUse, NotInStore
 from store.listing import entries
 from store.locks import Lock, exists
-from store.trees import Doomed, remove_tree, removing
+from store.removal import Doomed, remove_tree, removing
 
 _ID = re.compile("[0-9a-f]{64}")
 

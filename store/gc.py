@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from store.digest import Digest
+from store.removal import removing
 from store.root import Store
-from store.trees import removing
 
 
 class Marks(NamedTuple):

@@ -26,7 +26,7 @@ from pullpipe.runner.streams import Streams
 from pullpipe.runner.walls import Bind, Port, Walls
 from store import Container, InUse, Store
 from store.locks import Lock
-from store.trees import remove_tree
+from store.removal import remove_tree
 
 if TYPE_CHECKING:
     from pullpipe.runner.cgroups import Group

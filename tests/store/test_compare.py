@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from store.compare import content_size, differences, tree_digest
-from store.trees import remove_tree
+from store.removal import remove_tree
 
 pytestmark = pytest.mark.needs_root
 
