@@ -190,14 +190,15 @@ def mounts_below(directory: Path) -> list[str]:
 
 def is_clear(said: str, codes: Sequence[int], code: int) -> bool:
     """Whether a command that failed told so as it should: by its exit code, and one line of error, which is the last;
-    or, if it was to do several things, such a line for each that failed.
+    or, if it was to do several things, such a line for each that failed, and what `rmi` says of those that did not.
 
     `repair` may have a count of what it could not mend in its place.
     """
     if code not in codes or any(text in said for text in ("Traceback", "this is a bug", "Exception ignored")):
         return False
     errors = [line for line in said.splitlines() if line.startswith("pullpipe: error: ")]
-    last = said.rstrip("\n").rpartition("\n")[2]
+    told = [line for line in said.splitlines() if not re.match(r"removed \d+ layers? and \d+ blobs? ", line)]
+    last = told[-1] if told else ""
     return errors[-1:] == [last] or (not errors and re.match(r"\d+ damaged", last) is not None)
 
 
