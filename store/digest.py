@@ -6,6 +6,7 @@ hexadecimal, only the right length.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from store.errors import InvalidDigest
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _HEX_LENGTH = {"sha256": 64, "sha512": 128}
 _HEX_DIGITS = frozenset("0123456789abcdef")
+_SMALL = 64 << 10  # bytes, which Python's own SHA-256 has hashed before OpenSSL is loaded
 
 
 class Digest(NamedTuple):
@@ -36,7 +38,7 @@ class Digest(NamedTuple):
     @classmethod
     def of(cls, data: bytes, algorithm: str = "sha256") -> Digest:
         """The digest of `data`."""
-        hasher = new_hash(algorithm)
+        hasher = _own_sha256() if algorithm == "sha256" and len(data) <= _SMALL else new_hash(algorithm)
         hasher.update(data)
         return cls(algorithm, hasher.hexdigest())
 
@@ -55,6 +57,15 @@ class Digest(NamedTuple):
 
 def new_hash(algorithm: str) -> _Hash:
     """A fresh hash object; its `update` releases the GIL for buffers above 2 KiB."""
-    import hashlib  # here, because commands that hash nothing should not load OpenSSL
+    import hashlib  # here, because commands that hash nothing large should not load OpenSSL
 
     return hashlib.new(algorithm, usedforsecurity=True)
+
+
+def _own_sha256() -> _Hash:
+    """What hashlib has without OpenSSL, which takes 2 ms to load; CPython has called it so since 3.12, and before."""
+    if sys.version_info >= (3, 12):
+        from _sha2 import sha256
+    else:
+        from _sha256 import sha256
+    return sha256()  # type: ignore[no-any-return]

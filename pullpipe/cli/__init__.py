@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import importlib
 import io
 import os
@@ -146,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pullpipe.linux import hide_argument
 
         hide_argument(creds, shown=creds.index(":") + 1)
+    gc.enable()  # until now nothing was to be collected
     return _guarded(module, arguments)
 
 

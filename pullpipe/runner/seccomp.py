@@ -7,14 +7,13 @@ programs are kept; to find the kept one takes half a millisecond.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from pullpipe.errors import BadConfiguration, KernelRefused
-from store import durable
+from store import Digest, durable
 
 _FORMAT = 2  # of the kept programs: another one when `seccomp_compiler` makes others of the same profile
 _BUILTIN = os.path.join(os.path.dirname(__file__), "seccomp.json")
@@ -32,7 +31,7 @@ def program(profile: str, capabilities: int, kept: str) -> bytes:
     text = _text(profile)
     library, version = _library()
     key = (_FORMAT, version, os.uname().release, os.uname().machine, capabilities)
-    path = os.path.join(kept, "seccomp-" + hashlib.sha256(repr(key).encode() + text).hexdigest())
+    path = os.path.join(kept, "seccomp-" + Digest.of(repr(key).encode() + text).hex)
     if (found := _read(path)) is not None:
         return found
     from pullpipe.runner import seccomp_compiler
@@ -80,14 +79,14 @@ def _read(path: str) -> bytes | None:
             digest, found = file.read(32), file.read()
     except OSError:
         return None
-    return found if hashlib.sha256(found).digest() == digest else None
+    return found if bytes.fromhex(Digest.of(found).hex) == digest else None
 
 
 def _keep(path: str, compiled: bytes) -> None:
     """For the next time, if that is possible. Two that do so at once may spoil it, and `_read` would tell."""
     with suppress(OSError):
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        durable.write_file(path, hashlib.sha256(compiled).digest() + compiled, durable=False)
+        durable.write_file(path, bytes.fromhex(Digest.of(compiled).hex) + compiled, durable=False)
 
 
 def _library() -> tuple[ctypes.CDLL, tuple[int, ...]]:
