@@ -38,7 +38,9 @@ def run(commands: Sequence[Sequence[str]], *, others: Collection[int] = ()) -> R
 
 
 def _one(command: Sequence[str]) -> int:
-    """Runs it; the bytes of its largest process, which tell also of one that is over before anybody looks."""
+    """Runs it; the bytes of its largest process, which tell also of one that is over before anybody looks. None where
+    that is no more than we have ourselves, for a child has that, too, before it becomes the command."""
+    ours = _resident(os.getpid())
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         _pid, status, usage = os.wait4(process.pid, 0)
@@ -46,7 +48,8 @@ def _one(command: Sequence[str]) -> int:
         if process.returncode:
             output.seek(0)
             raise Failed(f"{' '.join(command)}: {output.read().strip()}")
-    return usage.ru_maxrss << 10
+    largest = usage.ru_maxrss << 10
+    return largest if largest > ours else 0
 
 
 def machine_cpu() -> float:
