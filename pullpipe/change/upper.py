@@ -19,7 +19,10 @@ def ended(store: Store, container: Container) -> Iterator[str]:
     """
     lock = store.containers.lock(container)
     if lock is None:
-        raise InUse(f"container {container.name} is running, and may be changing its files; end its command first")
+        raise InUse(
+            f"container {container.name} is running, and may be changing its files; end its command first, or take "
+            f"what is there now by `pullpipe cp {container.name}:/ -`"
+        )
     try:
         if stack.is_mounted(container):
             raise InUse(f"{container.name} is mounted, and may be changed; `pullpipe umount {container.target}` first")
