@@ -17,7 +17,7 @@ demo: $(BIN)/pullpipe
 	$(BIN)/pullpipe demo
 
 test: check tools
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -18,6 +18,8 @@ from tests.support.registry import Registry
 
 PROJECT = Path(__file__).parents[1]
 IN_CI = os.environ.get("CI") == "true"
+# A minute or more each: they begin first, so that no core has to wait for one of them in the end.
+LONG = ("tests/torture/", "tests/cli/test_soak.py", "tests/pipe/test_differential.py")
 
 
 def require(tool: str) -> str:
@@ -32,6 +34,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell that starts us in the background has it ignored, and so would every command that we start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "needs_root: the test needs root; in CI it fails without")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
