@@ -118,7 +118,13 @@ def _enter(pid: int, first: First) -> None:
     if first.state.cgroups:
         from pullpipe.runner import cgroups
 
-        cgroups.join(first.state.cgroups, 0)
+        try:
+            cgroups.join(first.state.cgroups, 0)
+        except PermissionError as error:
+            raise KernelRefused(
+                "the kernel lets nobody move from this session into the container's cgroup, which keeps its limits; "
+                "use `systemd-run --user --scope pullpipe exec …`"
+            ) from error
     _go(pid, first, _KINDS)
 
 

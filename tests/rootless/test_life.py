@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -100,6 +101,20 @@ def test_by_somebody_else(alice: User, bob: User, give: Give) -> None:
     done = bob.pullpipe("--root", alice.store, "exec", "c", "true")
     assert "pullpipe: error: " in done.stderr
     assert done.returncode == 125
+    out(alice.pullpipe("rm", "-f", "c"))
+
+
+def test_a_group_that_cannot_be_entered(alice: User, give: Give) -> None:
+    """With cgroup v2, a session may not move its processes into the group of a container with limits."""
+    give(alice)
+    start(alice, FOREVER)
+    [state] = alice.store.glob("containers/*/state.json")
+    (alice.home / "group").mkdir()
+    (alice.home / "group/cgroup.procs").touch(0o644)  # root's
+    kept = state.read_bytes()
+    state.write_text(json.dumps(json.loads(kept) | {"cgroups": [str(alice.home / "group")]}))
+    assert "systemd-run --user --scope" in error(alice.pullpipe("exec", "c", "true"), 125)
+    state.write_bytes(kept)
     out(alice.pullpipe("rm", "-f", "c"))
 
 
