@@ -2,7 +2,8 @@
 controllers here and some there.
 
 They lie below the groups that we are in, so what limits us limits the container, too. Under v2 a group with processes
-of its own hands no controllers on: there the group lies below the nearest one above us that does, or can.
+of its own hands no controllers on: there the group lies below the nearest one above us that does, or else the nearest
+that can. Those that do come first, for systemd takes back what it has not handed on itself.
 """
 
 from __future__ import annotations
@@ -119,9 +120,10 @@ def _parent(unified: Hierarchy, wanted: Iterable[Setting]) -> str:
                 _write(group, "cgroup.subtree_control", " ".join(f"+{controller}" for controller in sorted(needed)))
                 return group
     options = ", ".join(dict.fromkeys(setting.option for setting in wanted if not setting.optional))
+    remedy = _OUTER if namespace.is_machines_root() else _MORE if ours else _DELEGATE
     raise RunError(
         f"{options} cannot be kept: no cgroup from {unified.here} upward that is ours can hand {', '.join(needed)} on; "
-        + (_OUTER if namespace.is_machines_root() else _DELEGATE)
+        + remedy
     )
 
 
@@ -134,11 +136,17 @@ def _may_have_children(group: str) -> bool:
 
 _OUTER = "where pullpipe runs in a container itself, give that one cgroups of its own, to be written to"
 _DELEGATE = "use sudo, or `systemd-run --user --scope --property Delegate=yes pullpipe run …`"
+_MORE = "use sudo, or have systemd hand that to users, with Delegate= of user@.service (docs/limits.md)"
 
 
 def directory(group: Group, name: str) -> str:
     """Where the group is when it is made for the container with this id."""
     return os.path.join(group.parent, f"pullpipe-{name}")
+
+
+def path(group: Group, name: str) -> str:
+    """The same from the hierarchy's top, as a runtime wants it."""
+    return "/" + os.path.relpath(directory(group, name), group.hierarchy.top)
 
 
 def make(groups: Iterable[Group], name: str) -> None:

@@ -94,8 +94,9 @@ def create(store: Store, image: LocalImage, options: Options) -> Planned:
     if options.runtime:
         from pullpipe.runner import handover
 
-        handover.check(options)
-    groups = () if options.runtime else _plan_limits(options.limits)
+        groups = handover.plan(options)
+    else:
+        groups = _plan_limits(options.limits)
     with store.shared():  # until the record stands, nothing else keeps the layers
         if image.chain_id not in store.stacks:
             raise NotFound(f"{image.record.reference} is not in the store any more: somebody has just removed it")
@@ -270,7 +271,7 @@ class _Begun(Life):
         if planned.options.runtime:
             from pullpipe.runner import handover
 
-            limited = handover.groups(planned.container)
+            limited += handover.places(planned.container)
         self.state = State(
             cgroups=limited,
             init=walls.init,

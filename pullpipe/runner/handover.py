@@ -10,25 +10,30 @@ import json
 import os
 import re
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from pullpipe import linux, stack
 from pullpipe.errors import CommandNotExecutable, CommandNotFound, PullpipeError, RunError
 from pullpipe.runner import cgroups, names, process, signals, spec
-from pullpipe.runner.limits import settings
 from pullpipe.runner.streams import NULL, Streams
 from pullpipe.runner.terminal import our_size
 from store import Container, StoreError
 
 if TYPE_CHECKING:
+    from pullpipe.runner.cgroups import Group
     from pullpipe.runner.container import Options, Planned
 
 _CONFIG_MODE = 0o600  # it holds the environment
 _SIGNALS = 128  # exit codes from here on tell of one
 
 
-def check(options: Options) -> None:
-    """Raises `RunError` for what cannot be handed over."""
+def plan(options: Options) -> Sequence[Group]:
+    """The group that the runtime is to make for the limits; none with v1, where a runtime knows each hierarchy's place.
+
+    Left to itself under v2, crun goes to the top, past what limits us, and without root it ignores limits. Raises
+    `RunError` for what cannot be handed over.
+    """
     walls = options.walls
     of_network = any(name.startswith("net.") for name, _ in walls.sysctls)
     for what, asked in {
@@ -39,12 +44,12 @@ def check(options: Options) -> None:
     }.items():
         if asked:
             raise RunError(f"{what} cannot be handed over to a runtime; leave it away, or --runtime")
-    if options.limits:
-        settings(options.limits)
+    groups = cgroups.plan(options.limits) if options.limits else []
+    return () if any(group.hierarchy.controllers for group in groups) else groups
 
 
-def groups(container: Container) -> tuple[str, ...]:
-    """Where the runtime may have made control groups for it, which it removes itself unless it is killed."""
+def places(container: Container) -> tuple[str, ...]:
+    """Where the runtime may have made control groups of its choice, which it removes itself unless it is killed."""
     return tuple(cgroups.places(_id(container)))
 
 
@@ -92,6 +97,7 @@ def _prepare(planned: Planned) -> None:
         terminal=our_size() if options.terminal else None,
         files=names.write_files(_path(planned), hostname, options.walls.network),
         limits=options.limits,
+        cgroup=cgroups.path(planned.groups[0], planned.container.id) if planned.groups else "",
         annotations=spec.image_annotations(image.config, store.blobs.read(image.manifest.config.digest)),
     )
     for directory in ("bundle", "runtime"):

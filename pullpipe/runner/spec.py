@@ -36,10 +36,12 @@ def document(
     terminal: tuple[int, int] | None = None,
     files: Sequence[tuple[str, str]] = (),
     limits: Limits | None = None,
+    cgroup: str = "",
     annotations: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The config.json. `files` are (path on the host, path in the container), as `names.write_files` gives them.
-    `terminal` has rows and columns, zeros where they are unknown.
+    `terminal` has rows and columns, zeros where they are unknown. `cgroup` is a path from the top of cgroup v2; without
+    it, the runtime chooses.
 
     Raises `RunError` for a limit that cannot be kept, `BadConfiguration` for a seccomp profile that is none.
     """
@@ -68,6 +70,8 @@ def document(
         "sysctl": dict(walls.sysctls),
         "resources": {"devices": rules, **(_resources(limits) if limits else {})},
     }
+    if cgroup:
+        isolated["cgroupsPath"] = cgroup
     if (filtered := seccomp.section(walls.seccomp, walls.rights.capabilities)) is not None:
         isolated["seccomp"] = filtered
     asked_for = sorted(walls.mounts, key=lambda one: one.target.rstrip("/").count("/"))

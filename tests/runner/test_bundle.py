@@ -425,9 +425,10 @@ def test_without_root() -> None:
 def test_crun(hand_over: Run) -> None:
     """Where cgroups are of one version; on a machine with both it refuses, and that is told."""
     require("crun")
-    done = hand_over("sh", "-c", "grep Seccomp: /proc/self/status; exit 5", options=("--runtime=crun",))
+    script = "grep Seccomp: /proc/self/status; cat /sys/fs/cgroup/pids.max; exit 5"
+    done = hand_over("sh", "-c", script, options=("--runtime=crun", "--pids-limit=50"))
     if os.path.ismount("/sys/fs/cgroup/unified"):
         assert done.returncode == 125
         assert "crun has not started the command: cgroups in hybrid mode not supported" in done.stderr
     else:
-        assert (done.returncode, done.stdout) == (5, "Seccomp:\t2\n"), done.stderr
+        assert (done.returncode, done.stdout) == (5, "Seccomp:\t2\n50\n"), done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -299,6 +300,8 @@ def test_where_a_group_of_v2_goes(tmp_path: Path) -> None:
         return os.path.relpath(made.parent, tmp_path)
 
     assert parent(Limits(pids=5)) == "top/user"
+    [made] = planned(Limits(pids=5), machine)
+    assert cgroups.path(made, "1") == "/user/pullpipe-1"
     assert parent(Limits(pids=5, memory=64 << 20)) == "top"
     assert parent(Limits(cpus=0.5)) == "top"
     assert (tmp_path / "top/cgroup.subtree_control").read_text() == "+cpury pids"  # a file; the kernel takes it as one
@@ -314,6 +317,27 @@ def test_where_a_group_of_v2_goes(tmp_path: Path) -> None:
         planned(
             Limits(memory=64 << 20), [Hierarchy((), str(tmp_path / "top/user/here"), str(tmp_path / "top/user/here"))]
         )
+
+
+@pytest.mark.parametrize(
+    ("controllers", "remedy"), [("memory", "Delegate= of user@.service"), (None, "--property Delegate=yes")]
+)
+def test_a_group_of_v2_without_root(controllers: str | None, remedy: str) -> None:
+    """Who has one that lacks a controller is told another remedy than who has none."""
+    code = (
+        "import sys; from pullpipe.runner.cgroups import Hierarchy, planned; from pullpipe.runner.limits import Limits;"
+        "planned(Limits(pids=5), [Hierarchy((), sys.argv[1], sys.argv[1] + '/here')])"
+    )
+    with somewhere(User("alice", 71000)) as [user], user.at_a_new_home() as alice:
+        (alice.home / "cgroup.controllers").write_text("memory pids")
+        (alice.home / "here").mkdir()
+        if controllers is not None:
+            for name, text in {"controllers": controllers, "subtree_control": "", "procs": "", "type": ""}.items():
+                (alice.home / "here" / f"cgroup.{name}").write_text(text)
+                os.chown(alice.home / "here" / f"cgroup.{name}", alice.uid, alice.uid)
+            os.chown(alice.home / "here", alice.uid, alice.uid)
+        done = alice.run(sys.executable, "-c", code, alice.home)
+    assert remedy in done.stderr
 
 
 def test_a_machine_without_cgroups() -> None:
