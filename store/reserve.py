@@ -25,11 +25,10 @@ class Reserve:
     def keep(self) -> None:
         """Has it there, if there is room; removals work without it, too, but not on a full file system."""
         with suppress(OSError):
-            if exists(self._path):
-                return
             fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
-                os.posix_fallocate(fd, 0, _SIZE)
+                if os.fstat(fd).st_size < _SIZE:  # also what was left by who was killed here
+                    os.posix_fallocate(fd, 0, _SIZE)
             finally:
                 os.close(fd)
 

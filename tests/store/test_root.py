@@ -309,6 +309,17 @@ class TestProblems:
         assert list(store.blobs) == [digest]
 
 
+def test_a_reserve_that_somebody_was_killed_at(tmp_path: Path) -> None:
+    """It is there and holds no room; whoever has it next makes it whole."""
+    store = Store(str(tmp_path / "root"))
+    reserve = tmp_path / "root" / "reserve"
+    store.reserve.keep()
+    whole = reserve.stat().st_blocks
+    reserve.write_bytes(b"")
+    store.reserve.keep()
+    assert reserve.stat().st_blocks == whole > 0
+
+
 class TestPublish:
     def test_visible_only_then(self, store: Store) -> None:
         """Neither by name nor in a listing, however complete it is."""

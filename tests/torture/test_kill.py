@@ -55,7 +55,7 @@ def full(place: Path, rng: random.Random) -> Iterator[None]:
         for number in range(max(found.f_ffree - left, 0)):
             (ballast / str(number)).touch()
     else:
-        left = rng.randrange(rng.choice([1 << 16, 1 << 22]))
+        left = rng.randrange(1 << 14, rng.choice([1 << 16, 1 << 22]))  # the ballast's own blocks want some
         print(f"    {left} bytes are free")
         with (ballast / "large").open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, max(found.f_bavail * found.f_frsize - left, 1))
