@@ -10,6 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 PATIENCE = 20.0  # seconds; only a test that fails waits so long
+# What a traceback tells of our own, but for the few lines that Python runs before the program's first.
+_OURS = rf'"{Path(__file__).parents[2]}/(pullpipe|store)/(?!__(init|main)__\.py", line \d+, in <module>)'
+
+
+def interrupted_at_start(said: str) -> bool:
+    """Whether a command's standard error is Python's own, which Ctrl-C met before it had come to our program."""
+    return "KeyboardInterrupt" in said and not re.search(_OURS, said)
 
 
 def children(pid: int) -> list[int]:

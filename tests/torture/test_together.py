@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT
+from tests.support.processes import interrupted_at_start
 from tests.torture.rig import NAMES, SCALE, Bench, command, dice, good, is_clear, mounts_below, removed
 
 pytestmark = pytest.mark.needs_root
@@ -31,8 +32,6 @@ _REASONS = (
     r"is running",
     r"the container name '\S+' is taken",
 )
-# What a traceback tells of our own, but for the few lines that Python runs before the program's first.
-_OURS = rf'"{PROJECT}/(pullpipe|store)/(?!__(init|main)__\.py", line \d+, in <module>)'
 
 
 class Crowd:
@@ -107,7 +106,7 @@ class Crowd:
         name = words[0]
         if code == 0:
             self.outcomes[f"{name}: well"] += 1
-        elif signalled and "KeyboardInterrupt" in said and not re.search(_OURS, said):
+        elif signalled and interrupted_at_start(said):
             self.outcomes["Python, as it started: ended"] += 1  # which tells so in its own way
         elif signalled and code in (130, 143, -signal.SIGTERM, -signal.SIGINT) and "Traceback" not in said:
             self.outcomes[f"{name}: ended"] += 1
