@@ -26,7 +26,10 @@ def wrong(root: Path, layers: Mapping[str, Snapshot]) -> list[str]:
         lines += _missing(directory / "layer.json")
     for record in json.loads((root / "index.json").read_bytes())["manifests"]:
         name = record["annotations"][REF_NAME]
-        lines += [f"{name}: {line}" for line in _image(root, record)]
+        try:
+            lines += [f"{name}: {line}" for line in _image(root, record)]
+        except (KeyError, TypeError) as error:
+            lines.append(f"{name}: a document of its is none any more: {error!r}")
     return lines
 
 

@@ -162,9 +162,10 @@ def plain(directory: Path) -> Snapshot:
 
 
 def contents(root: Path) -> Snapshot:
-    """All of a store but its locks, for comparing two. So whatever a dead process left counts as a difference."""
+    """All of a store but its locks and its reserve, which is there when there has been room for it, for comparing two.
+    So whatever a dead process left counts as a difference."""
     nodes = plain(root)
-    return {path: node for path, node in nodes.items() if b"/" in path or not path.endswith(b".lock")}
+    return {path: node for path, node in nodes.items() if b"/" in path or not path.endswith((b".lock", b"reserve"))}
 
 
 def copied(root: Path, target: Path) -> Path:
