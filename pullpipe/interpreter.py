@@ -30,7 +30,8 @@ def put_out_of_reach() -> None:
     ours = os.path.dirname(os.path.abspath(__file__))
     modules = os.pathsep.join([os.path.dirname(ours), *filter(None, sys.path)])
     # Without the site module: it would take as long as the interpreter itself, to find what is found.
-    words = [sys.executable, "-P", "-S", os.path.join(ours, "__main__.py"), *sys.argv[1:]]
+    flags = ["-P", "-S", *(["-E"] if sys.flags.ignore_environment else [])]
+    words = [sys.executable, *flags, os.path.join(ours, "__main__.py"), *sys.argv[1:]]
     small = os.stat("/proc/self/exe").st_size < _SMALL
     for program in (_copied, _mounted) if small else (_mounted, _copied):
         try:
