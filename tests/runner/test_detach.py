@@ -169,11 +169,12 @@ def test_a_terminal(cli: Cli, start: Start) -> None:
 def test_following(cli: Cli, start: Start, follow: Callable[..., subprocess.Popen[bytes]], tmp_path: Path) -> None:
     """Each line as it comes; at the container's end the rest, a line without end among it, and it is over."""
     start("echo one; read x < /f; echo two; read x < /f; printf three; exit 2", f"-v={fifo(tmp_path)}:/f")
-    with follow() as shown:
+    # Open all the time: the end of what one writer has written must not reach the next reader.
+    with follow() as shown, (tmp_path / "fifo").open("w") as gate:
         assert line(shown) == "one"
-        (tmp_path / "fifo").write_text("go\n")
+        print("go", file=gate, flush=True)
         assert line(shown) == "two"
-        (tmp_path / "fifo").write_text("go\n")
+        print("go", file=gate, flush=True)
         assert shown.stdout is not None
         assert shown.stdout.read() == b"three"
         assert shown.wait(PATIENCE) == 0
