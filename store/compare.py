@@ -40,26 +40,16 @@ def content_size(tree: str) -> int:
     """The bytes of all regular files in the tree, those with several names counted once. Raises `OSError`."""
     size = 0
     linked: set[int] = set()
-    top = os.open(tree, _DIRECTORY)
-    try:
-        todo = [""]
-        while todo:
-            path = todo.pop()
-            directory = open_directory(top, path)
-            try:
-                with os.scandir(directory) as entries:
-                    for entry in entries:
-                        status = entry.stat(follow_symlinks=False)
-                        if stat.S_ISDIR(status.st_mode):
-                            todo.append(f"{path}{entry.name}/")
-                        elif stat.S_ISREG(status.st_mode) and status.st_ino not in linked:
-                            size += status.st_size
-                            if status.st_nlink > 1:
-                                linked.add(status.st_ino)
-            finally:
-                os.close(directory)
-    finally:
-        os.close(top)
+    for path, directory, below in _directories(tree):
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    below.append(f"{path}{entry.name}/")
+                elif stat.S_ISREG(status.st_mode) and status.st_ino not in linked:
+                    size += status.st_size
+                    if status.st_nlink > 1:
+                        linked.add(status.st_ino)
     return size
 
 
@@ -70,32 +60,37 @@ def tree_digest(tree: str) -> Digest:
     """
     digest = new_hash("sha256")
     linked: dict[int, str] = {}
+    for path, directory, below in _directories(tree):
+        digest.update(_line(path, os.fstat(directory), place_of(directory)))
+        for name in sorted(os.listdir(directory)):
+            status = os.lstat(name, dir_fd=directory)
+            if stat.S_ISDIR(status.st_mode):
+                below.append(f"{path}{name}/")
+                continue
+            first = linked.setdefault(status.st_ino, path + name) if status.st_nlink > 1 else path + name
+            target = os.readlink(name, dir_fd=directory) if stat.S_ISLNK(status.st_mode) else first
+            digest.update(_line(path + name, status, place_of(directory, name), first, target))
+            if stat.S_ISREG(status.st_mode) and first == path + name:
+                for piece in _pieces(directory, name):
+                    digest.update(piece)
+    return Digest("sha256", digest.hexdigest())
+
+
+def _directories(tree: str) -> Iterator[tuple[str, int, list[str]]]:
+    """Each directory of the tree: its path, itself, open until the next, and a list for the paths of those in it."""
     top = os.open(tree, _DIRECTORY)
     try:
         todo = [""]
         while todo:
-            path = todo.pop()
+            path, below = todo.pop(), list[str]()
             directory = open_directory(top, path)
             try:
-                digest.update(_line(path, os.fstat(directory), place_of(directory)))
-                below = []
-                for name in sorted(os.listdir(directory)):
-                    status = os.lstat(name, dir_fd=directory)
-                    if stat.S_ISDIR(status.st_mode):
-                        below.append(f"{path}{name}/")
-                        continue
-                    first = linked.setdefault(status.st_ino, path + name) if status.st_nlink > 1 else path + name
-                    target = os.readlink(name, dir_fd=directory) if stat.S_ISLNK(status.st_mode) else first
-                    digest.update(_line(path + name, status, place_of(directory, name), first, target))
-                    if stat.S_ISREG(status.st_mode) and first == path + name:
-                        for piece in _pieces(directory, name):
-                            digest.update(piece)
-                todo += reversed(below)
+                yield path, directory, below
             finally:
                 os.close(directory)
+            todo += reversed(below)
     finally:
         os.close(top)
-    return Digest("sha256", digest.hexdigest())
 
 
 def _line(path: str, status: os.stat_result, place: bytes, *links: str) -> bytes:
