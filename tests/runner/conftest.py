@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Cli, require
-from tests.runner.rig import BASE, Run, pullpipe
+from tests.runner.rig import BASE, Run, filled, pullpipe
 from tests.support.images import Entry, Image, Layer, write_layout
 
 
@@ -47,6 +47,13 @@ def shell_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = pullpipe(top / "root", "load", "--quiet", "--durability=none", "-t", "test", str(top / "layout"))
     assert done.returncode == 0, done.stderr
     return top / "root"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store for all tests of a file; each leaves it without containers."""
+    require("busybox")
+    return filled(tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import PROJECT, Cli, require
-from tests.runner.rig import BASE, containers, emptied, error, filled, line, out, started
+from tests.conftest import PROJECT, Cli
+from tests.runner.rig import BASE, containers, emptied, error, line, out, started
 from tests.support.images import Image, write_layout
 from tests.support.processes import PATIENCE, Watched, until
 
@@ -25,13 +25,6 @@ pytestmark = pytest.mark.needs_root
 FOREVER = "trap 'echo ended; exit 3' TERM; echo up; while :; do sleep 0.02; done"
 
 Start = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store for all of these tests; each leaves it without containers."""
-    require("busybox")
-    return filled(tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT, Cli, require
-from tests.runner.rig import BASE, Run, emptied, error, filled, line, out, pullpipe, status, terminal_of
+from tests.conftest import PROJECT, Cli
+from tests.runner.rig import BASE, Run, emptied, error, line, out, pullpipe, status, terminal_of
 from tests.support.images import File, Image, Layer, write_layout
 from tests.support.processes import PATIENCE, Watched, children, until
 
@@ -21,13 +21,6 @@ ACCOUNTS = [
     File("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1001:Alice:/home/alice:/bin/sh\n"),
     File("etc/group", b"root:x:0:\nalice:x:1001:\nwheel:x:10:alice\n"),
 ]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store for all of these tests; each leaves it without containers."""
-    require("busybox")
-    return filled(tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture

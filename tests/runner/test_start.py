@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Cli, require
-from tests.runner.rig import containers, emptied, error, filled, out
+from tests.runner.rig import containers, emptied, error, out
 from tests.support.processes import until
 
 pytestmark = pytest.mark.needs_root
@@ -21,13 +21,6 @@ COUNT = """
     grep -c . /given; grep CapBnd /proc/self/status; df /t | tail -1; touch /given 2> /dev/null || echo read-only
 """
 WALLS = ("-e", "A=b", "-u", "0:0", "-w", "/srv", "--hostname=h", "--ulimit=nofile=77", "--cap-drop=CHOWN", "--tmpfs=/t")
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store for all of these tests; each leaves it without containers."""
-    require("busybox")
-    return filled(tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT, Cli, require
-from tests.runner.rig import containers, emptied, error, filled, host_python, line, out, pullpipe, started, terminal_of
+from tests.runner.rig import containers, emptied, error, host_python, line, out, pullpipe, started, terminal_of
 from tests.support.processes import PATIENCE, until
 from tests.support.terminals import Terminal
 
@@ -24,13 +24,6 @@ CHANGE = (
 )
 NONBLOCKING = "import os\nfor stream in (0, 1, 2): os.set_blocking(stream, False)"
 EARLIER = "what was there\n"
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store for all of these tests; each leaves it without containers."""
-    require("busybox")
-    return filled(tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture
