@@ -779,6 +779,21 @@ class TestFullDisk:
             assert os.listdir(store_root / "ingest") == []
             assert cli("pull", "-q", small).returncode == 0
 
+    def test_known_on_the_way(self, cli: Cli, store_root: Path, tmp_path: Path) -> None:
+        """What a layer unpacks to nobody knows: when it leaves too little for the next one, that is not asked for."""
+        first = Layer([File("random", os.urandom(3 << 20)), File("zeros", bytes(24 << 20))])
+        second = Layer([File("random", os.urandom(2 << 20))], compression=None)
+        write_layout(tmp_path, {"latest": Image([first, second])})
+        with (
+            FaultyRegistry(tmp_path) as faulty,
+            mounted(store_root, "-t", "tmpfs", "-o", "size=32m", "tmpfs"),
+        ):
+            one_line(cli("pull", "-q", "--jobs=1", f"{faulty.host}/a"), 1, "2.1 MB are to be fetched", "MB are free at")
+            assert not faulty.arrived(sha256(second.blob).hexdigest())
+            subprocess.run(["mount", "-o", "remount,size=64m", store_root], check=True)
+            assert cli("pull", "-q", f"{faulty.host}/a").returncode == 0
+            assert len(faulty.arrived(sha256(first.blob).hexdigest())) == 1
+
     def test_without_a_limit(self, cli: Cli, store_root: Path, small: str) -> None:
         """A file system may tell no size at all."""
         with mounted(store_root, "-t", "tmpfs", "-o", "size=0", "tmpfs"):

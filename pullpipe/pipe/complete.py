@@ -15,6 +15,7 @@ from pullpipe.local import LocalImage
 from pullpipe.oci import Descriptor
 from pullpipe.pipe.fetch import fetch, is_wasted
 from pullpipe.pipe.proof import prove_blob, with_second_try
+from pullpipe.pipe.room import check_room
 from pullpipe.progress import Progress
 from pullpipe.trace import Times
 from pullpipe.transports import Source
@@ -75,6 +76,7 @@ class Rest:
 
     async def _fetch(self, blob: Descriptor, owned: ExitStack, arrived: list[Ingest]) -> None:
         async with self._slots:
+            check_room(self._store, [blob])
             with suppress(InUse):  # another process is at it
                 arrived.append(owned.enter_context(await arrive(self._source, self._store, blob, self._progress)))
 

@@ -21,7 +21,6 @@ from pullpipe import local
 from pullpipe.errors import (
     InvalidDocument,
     LayerError,
-    NoRoom,
     PullpipeError,
     VerificationError,
     WrongBlob,
@@ -35,10 +34,11 @@ from pullpipe.pipe.fetch import fetch, is_wasted
 from pullpipe.pipe.layer import Unpacker, info_of
 from pullpipe.pipe.proof import check_sizes, prove_blob, proven, with_second_try
 from pullpipe.pipe.resolve import resolve
+from pullpipe.pipe.room import check_room
 from pullpipe.pipe.unpack import Worker, channel
 from pullpipe.pipe.worker import Limits, Result
 from pullpipe.platforms import Platform
-from pullpipe.progress import Progress, human_size
+from pullpipe.progress import Progress
 from pullpipe.trace import Times
 from pullpipe.transports import Source
 from store import Digest, ImageRecord, Ingest, LayerInfo, Over, Staging, Store, StoreError
@@ -107,7 +107,8 @@ async def pull(
             rest = Rest(source, store, options.jobs, progress, below)
             rest.plan(image, documents.found)
             await asyncio.to_thread(check_sizes, store, [*image.manifest.layers, *below.values()])
-            _check_room(store, image, {**below, **lacking})
+            layers = {layer.digest: layer for layer, diff_id in image.layers if diff_id not in store.layers}
+            check_room(store, {**layers, **below, **lacking}.values())
             await _Layers(source, store, worker, options, progress).provide(image, documents.found)
     await rest.provide()
     return Pulled(image.record, fetched=True)
@@ -125,18 +126,6 @@ def _needed(image: local.LocalImage) -> set[Digest]:
     """Blobs, layers, variants and stack."""
     blobs = {layer.digest for layer in image.manifest.layers}
     return {*blobs, *image.config.diff_ids, *chain_ids(image.config.diff_ids), image.chain_id}
-
-
-def _check_room(store: Store, image: local.LocalImage, others: Mapping[Digest, Descriptor]) -> None:
-    """Raises `NoRoom` when not even the blobs that are to come will fit; what they unpack to nobody knows yet."""
-    coming = {layer.digest: layer for layer, diff_id in image.layers if diff_id not in store.layers} | dict(others)
-    needed = sum(max(blob.size - store.blobs.arrived(blob.digest), 0) for blob in coming.values())
-    free = store.free()
-    if free is not None and needed > free:
-        raise NoRoom(
-            f"{human_size(needed)} are to be fetched, and {human_size(free)} are free at {store.root}; "
-            "free some space (`pullpipe df` tells what takes it), or name another place with --root"
-        )
 
 
 class _Settled(NamedTuple):
@@ -290,6 +279,7 @@ class _Layers:
         """
         large = self._large_slots if layer.size >= _LARGE else nullcontext()
         async with large, self._slots:
+            check_room(self._store, [layer])
             self._progress.started(layer)
             staging, result = await with_second_try(
                 self._source, layer.digest, self._progress.note, lambda: self._stage(diff_id, layer, owned)
