@@ -9,7 +9,7 @@ TOOLS := docker-registry:docker-registry skopeo:skopeo umoci:umoci podman:podman
     bsdtar:libarchive-tools busybox:busybox-static pax:pax zstd:zstd pigz:pigz igzip:isal bgzip:tabix openssl:openssl \
     strace:strace setpriv:util-linux unshare:util-linux newuidmap:uidmap fuse-overlayfs:fuse-overlayfs ip:iproute2 \
     curl:curl setfattr:attr pasta:passt slirp4netns:slirp4netns groff:groff-base losetup:mount mkfs.ext4:e2fsprogs \
-    mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs
+    mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs microsocks:microsocks
 
 .PHONY: demo test check fuzz soak torture docs bench tools clean
 

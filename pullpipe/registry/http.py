@@ -10,7 +10,7 @@ import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Self
 
 import aiohttp
@@ -18,8 +18,9 @@ from yarl import URL
 
 from pullpipe import __version__
 from pullpipe.errors import TransferError, UnexpectedAnswer, Unreachable
+from pullpipe.registry import socks
 from pullpipe.registry.hosts import Endpoint, Tls
-from pullpipe.registry.proxies import Proxies
+from pullpipe.registry.proxies import SOCKS, Proxies
 from pullpipe.registry.tls import context
 
 _BUFFER = 512 << 10  # bytes that may wait in the process; aiohttp's 64 KiB stop and start the socket all the time
@@ -39,7 +40,7 @@ class Http:
         self._proxies = proxies
         self._timeout = timeout
         self._closing = AsyncExitStack()
-        self._sessions: dict[tuple[str, int], aiohttp.ClientSession] = {}
+        self._sessions: dict[tuple[str | None, int], aiohttp.ClientSession] = {}
         self._contexts: dict[Tls, ssl.SSLContext | bool] = {}
         self._schemes: dict[tuple[object, ...], str] = {}
 
@@ -64,7 +65,7 @@ class Http:
                     self._schemes[_speaker(endpoint)] = scheme
                     return scheme
             except (aiohttp.ClientError, TimeoutError) as error:
-                if isinstance(error, aiohttp.ClientConnectorCertificateError) or _alert(error):  # it speaks TLS
+                if isinstance(error.__cause__, ssl.SSLCertVerificationError) or _alert(error):  # it speaks TLS
                     raise _translated(error, endpoint.host) from error
         return last
 
@@ -115,31 +116,35 @@ class Http:
         patience: float = 0.0,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         proxy = None if endpoint.socket else self._proxies.choose(url.scheme, url.host or "", url.port or 0)
+        through_socks = proxy is not None and proxy.startswith(SOCKS)
         try:
-            answer = await self._session(endpoint).request(
-                method,
-                url,
-                headers={**endpoint.headers, **headers},
-                data=data,
-                ssl=self._context(endpoint.tls),
-                proxy=proxy,
-                allow_redirects=False,
-                timeout=self._limits(patience),
-            )
+            with socks.errors() if through_socks else nullcontext():
+                answer = await self._session(endpoint, proxy if through_socks else None).request(
+                    method,
+                    url,
+                    headers={**endpoint.headers, **headers},
+                    data=data,
+                    ssl=self._context(endpoint.tls),
+                    proxy=None if through_socks else proxy,
+                    allow_redirects=False,
+                    timeout=self._limits(patience),
+                )
         except UnicodeError as error:  # by DNS's rules it can be no host's: a part of it is empty, or too long
-            raise _no_proxy(_name(url), "no such host") if proxy else _no_host(_name(url)) from error
+            raise _no_host(_name(url)) from error
         async with answer as response:
             yield response
 
     def _limits(self, patience: float) -> aiohttp.ClientTimeout:
         return aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=max(self._timeout, patience))
 
-    def _session(self, endpoint: Endpoint) -> aiohttp.ClientSession:
-        key = endpoint.socket, endpoint.connections
+    def _session(self, endpoint: Endpoint, socks_proxy: str | None) -> aiohttp.ClientSession:
+        key = endpoint.socket or socks_proxy, endpoint.connections
         if key not in self._sessions:
             connector: aiohttp.BaseConnector
             if endpoint.socket:
                 connector = aiohttp.UnixConnector(endpoint.socket, limit=endpoint.connections)
+            elif socks_proxy:
+                connector = socks.connector(socks_proxy, endpoint.connections)
             else:
                 connector = aiohttp.TCPConnector(limit=0, limit_per_host=endpoint.connections)
             self._sessions[key] = session = aiohttp.ClientSession(
@@ -197,12 +202,14 @@ def _redirected(url: URL, target: str) -> URL:
 def _translated(error: Exception, host: str) -> TransferError:
     if isinstance(error, aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError):
         return _proxy_error(error, host)
+    if isinstance(error, socks.SocksError):
+        return _no_proxy(host, str(error), again=error.transient)
     reason = getattr(error, "os_error", None)
     if isinstance(error, aiohttp.ClientConnectorDNSError) or isinstance(reason, socket.gaierror):
         return _no_host(host, again=getattr(reason, "errno", None) == socket.EAI_AGAIN)
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+    if isinstance(error.__cause__, ssl.SSLCertVerificationError):
         return Unreachable(
-            f"the certificate of {host} is not trusted: {error.certificate_error}; "
+            f"the certificate of {host} is not trusted: {error.__cause__}; "
             "docs/registries.md tells how to name its authority"
         )
     if alert := _alert(error):
@@ -210,7 +217,7 @@ def _translated(error: Exception, host: str) -> TransferError:
             f"{host} refuses our TLS: {alert}; "
             "if it wants a client's certificate, docs/registries.md tells how to name one"
         )
-    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+    if isinstance(error, aiohttp.ClientSSLError) or isinstance(error.__cause__, ssl.SSLError):
         return Unreachable(f"{host} does not speak TLS; if it is meant to be plain HTTP, give --plain-http")
     if isinstance(error, aiohttp.ClientConnectorError):
         code = error.os_error.errno  # asyncio puts words of its own into strerror
@@ -244,7 +251,8 @@ def _proxy_error(error: aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpP
 
 def _no_proxy(host: str, reason: str, *, again: bool = False) -> Unreachable:
     return Unreachable(
-        f"cannot connect to the proxy on the way to {host}: {reason}; check HTTPS_PROXY, HTTP_PROXY and NO_PROXY",
+        f"cannot connect by the proxy on the way to {host}: {reason}; "
+        "check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY",
         transient=again,
     )
 

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 from pullpipe.errors import BadConfiguration
 from pullpipe.registry.hosts import is_loopback
 
+SOCKS = ("socks5", "socks5h")  # schemes; both leave names to the proxy, as in Go (to curl only the second does)
+
 
 class _Variable(NamedTuple):
     """Of the environment, with its value: a proxy, with user and password where it needs them; empty for none."""
@@ -82,13 +84,13 @@ def _url(proxy: _Variable) -> str:
     url = proxy.value if "://" in proxy.value else f"http://{proxy.value}"
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
+        usable = parts.scheme in ("http", "https", *SOCKS) and bool(parts.hostname) and parts.port != 0
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # of that, too: a part of it is empty, or too long for DNS
         usable = False
     if not usable:
-        what = "a SOCKS proxy, which is not supported" if url.startswith("socks") else "no proxy that can be used"
         raise BadConfiguration(
-            f"{proxy.name} names {what}; give it an HTTP proxy, as http://HOST:PORT or https://HOST:PORT, "
-            "or the registry's host to NO_PROXY"
+            f"{proxy.name} names no proxy that can be used; give it http://HOST:PORT, https://HOST:PORT or "
+            "socks5://HOST:PORT, or the registry's host to NO_PROXY"
         )
     return url

@@ -300,14 +300,6 @@ class TestUnixSockets:
 class TestProxy:
     """Names that only the proxy could resolve."""
 
-    def test_a_proxy_that_there_cannot_be(self) -> None:
-        with pytest.raises(Unreachable, match=r"proxy on the way to registry\.test: no such host"):
-            asyncio.run(
-                get(
-                    "https://registry.test/v2/", endpoint("registry.test"), Proxies.of({"HTTPS_PROXY": "http://a..b:1"})
-                )
-            )
-
     def test_plain(self) -> None:
         heard = Heard()
 
@@ -363,7 +355,7 @@ class TestProxy:
 
     def test_nobody_there(self) -> None:
         proxies = Proxies.of({"HTTPS_PROXY": "http://user:word@127.0.0.1:1"})
-        with pytest.raises(Unreachable, match=r"cannot connect to the proxy on the way to registry\.test.*NO_PROXY"):
+        with pytest.raises(Unreachable, match=r"cannot connect by the proxy on the way to registry\.test.*NO_PROXY"):
             asyncio.run(get("https://registry.test/v2/", endpoint("registry.test"), proxies))
 
 
