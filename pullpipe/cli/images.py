@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pullpipe import local
-from pullpipe.cli.common import open_store, print_json, print_table
+from pullpipe.cli.common import OneByOne, open_store, print_json, print_table
 from pullpipe.progress import human_size
 
 HELP = "list the images in the store"
@@ -22,37 +22,45 @@ JSON = {
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-q", "--quiet", action="store_true", help="show the names only, of damaged images, too")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="json for programs")
 
 
 def run(arguments: argparse.Namespace) -> int:
     store = open_store(arguments)
+    records = sorted(store.images)
+    if arguments.quiet:
+        for record in records:
+            print(record.reference)
+        return 0
+    each = OneByOne(arguments)
     found = []
-    for record in sorted(store.images):
-        image = local.load(store, record)
-        found.append(
-            {
-                "reference": record.reference,
-                "digest": str(record.manifest),
-                "platform": str(local.platform_of(record)),
-                "layers": len(image.manifest.layers),
-                "size": image.size,
-                "created": image.config.created,
-            }
-        )
+    for record in records:
+        with each:
+            image = local.load(store, record)
+            found.append(
+                {
+                    "reference": record.reference,
+                    "digest": str(record.manifest),
+                    "platform": str(local.platform_of(record)),
+                    "layers": len(image.manifest.layers),
+                    "size": image.size,
+                    "created": image.config.created,
+                }
+            )
     if arguments.format == "json":
         print_json(found)
     else:
         rows = [
             (
-                str(image["reference"]),
-                str(image["digest"]).partition(":")[2][:12],
-                str(image["platform"]),
-                str(image["layers"]),
-                human_size(int(str(image["size"]))),
-                str(image["created"])[:10],
+                str(entry["reference"]),
+                str(entry["digest"]).partition(":")[2][:12],
+                str(entry["platform"]),
+                str(entry["layers"]),
+                human_size(int(str(entry["size"]))),
+                str(entry["created"])[:10],
             )
-            for image in found
+            for entry in found
         ]
         print_table(("IMAGE", "DIGEST", "PLATFORM", "LAYERS", "SIZE", "CREATED"), rows)
-    return 0
+    return each.code

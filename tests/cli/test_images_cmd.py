@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,21 @@ def test_many(cli: Cli, tmp_path: Path) -> None:
     listed = answer(cli, "images", "--format", "json")
     assert [image["reference"] for image in listed] == ["docker.io/library/m:1", "docker.io/library/z:1"]
     assert [image["platform"] for image in listed] == ["linux/arm/v7", HOST_PLATFORM]
+
+
+@pytest.mark.needs_root
+def test_a_damaged_one(cli: Cli, image: str, layout: Path, tmp_path: Path, store_root: Path) -> None:
+    """It is told of, and the others are listed; with their names only, it is, too: that can still be removed."""
+    ok(cli, "load", "-q", "-t", "z:1", layout_of(tmp_path / "z", file_layer("a")))
+    (store_root / "blobs" / "sha256" / digest_of(layout).partition(":")[2]).write_bytes(b"{}")
+    done = cli("images")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert re.match(rf"pullpipe: error: {image}: .* is damaged in the store; `pullpipe repair` ", done.stderr)
+    assert [row.split()[0] for row in done.stdout.splitlines()] == ["IMAGE", "docker.io/library/z:1"]
+    names = ok(cli, "images", "-q").split()
+    assert names == sorted([image, "docker.io/library/z:1"])
+    ok(cli, "rmi", *names)
+    assert ok(cli, "images", "--quiet") == ""
 
 
 def test_none(cli: Cli) -> None:
