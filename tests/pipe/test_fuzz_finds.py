@@ -6,10 +6,10 @@ import asyncio
 import gzip
 import itertools
 import os
+import resource
 import shutil
 import struct
 import tempfile
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -134,7 +134,13 @@ def test_a_result_beyond_the_longest_line(worker: Worker, tmp_path: Path) -> Non
         shutil.rmtree(tmp_path / "root")
 
 
-# Time: what costs the archive a header may not cost us all the headers before it.
+# Time: what costs the archive a header may not cost us all the headers before it. The processor's: others are at work.
+
+
+def spent() -> float:
+    """Seconds of a processor: this process's, and those of its children that have ended."""
+    both = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in both)
 
 
 @pytest.mark.needs_root
@@ -144,9 +150,9 @@ def test_time_of_links_to_links(apply: Callable[[str, bytes], str]) -> None:
     for count in (400, 1600):
         links = (header(b"l%d" % n, kind=b"1", linkname=b"l%d" % (n + 1)) for n in range(count))
         archive = joined(*links, header(b"l%d" % count))
-        start = time.monotonic()
+        start = spent()
         assert apply("overlay", archive) == "applied"
-        took.append(time.monotonic() - start)
+        took.append(spent() - start)
     assert took[1] < 8 * took[0] + 0.3, took
 
 
@@ -157,9 +163,9 @@ def test_time_of_replacing_a_directory(apply: Callable[[str, bytes], str]) -> No
     replaced = b"".join(header(b"z", kind=kind) for _ in range(1000) for kind in (b"5", b"0"))
     took = []
     for archive in (there, replaced, there + replaced):
-        start = time.monotonic()
+        start = spent()
         assert apply("overlay", archive + END) == "applied"
-        took.append(time.monotonic() - start)
+        took.append(spent() - start)
     assert took[2] < 1.5 * (took[0] + took[1]) + 0.5, took
 
 
@@ -168,10 +174,10 @@ def test_time_of_an_entry_does_not_grow_with_the_globals() -> None:
     archive = joined(
         pax({b"c%d" % n: b"" for n in range(70_000)}, kind=b"g"), *(header(b"f%d" % n) for n in range(200))
     )
-    start = time.monotonic()
+    start = spent()
     with suppress(LayerError):  # too many records: as good
         assert len(entries(archive)) == 200
-    assert time.monotonic() - start < 1
+    assert spent() - start < 1
 
 
 SMALL_STEPS = {
@@ -189,9 +195,9 @@ def test_small_steps_do_not_copy_the_chunk(name: str) -> None:
     """
     took = []
     for chunk in (4 << 10, 256 << 10):
-        start = time.monotonic()
+        start = spent()
         assert sum(map(len, inflate(pieces(SMALL_STEPS[name], chunk)))) == 0
-        took.append(time.monotonic() - start)
+        took.append(spent() - start)
     assert took[1] < 3 * took[0] + 0.1, took
 
 
