@@ -25,7 +25,7 @@ from pullpipe.pipe.unpack import Worker, channel
 from pullpipe.pipe.worker import Job, Limits
 from tests.pipe.blocks import END, entries, file, header, joined, pax, pieces
 from tests.pipe.test_fuzz_bytes import FORMS, applied, built, in_a_child
-from tests.support.processes import grandchildren
+from tests.support.processes import jobs_of
 
 SPARSE = b"GNU.sparse."
 DEEP = b"/".join([b"d"] * 505)  # the extractor's limit is 512
@@ -239,7 +239,7 @@ def test_a_bomb_costs_a_job_no_memory(kind: str, place: str, tmp_path: Path, wor
 
     def look(_: int) -> None:
         if len(peaks) % 8 == 0:
-            peaks.extend(_memory(pid, "VmHWM") for pid in grandchildren(worker_pid))
+            peaks.extend(_memory(pid, "VmHWM") for pid in jobs_of(worker_pid))
         else:
             peaks.append(peaks[-1])
 

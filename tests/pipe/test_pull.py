@@ -33,7 +33,7 @@ from store.gc import Swept
 from tests.conftest import PROJECT, Cli
 from tests.support.hostile import Fault, FaultyRegistry
 from tests.support.images import Dir, Entry, File, Image, Layer, Symlink, write_layout
-from tests.support.processes import PATIENCE, Watched, children, descendants, grandchildren, until
+from tests.support.processes import PATIENCE, Watched, children, descendants, jobs_of, until, watched_descendants
 from tests.torture.calls import Call, supervised
 from tests.torture.rig import command
 
@@ -225,8 +225,8 @@ def test_a_worker_killed_in_the_middle_of_a_layer(whom: str, layout: Path, store
 
     async def kill(_: Descriptor) -> None:
         (worker,) = workers()
-        await asyncio.to_thread(until, lambda: bool(grandchildren(worker)), "a job of the worker")
-        for pid in grandchildren(worker) if whom == "job" else [worker]:
+        await asyncio.to_thread(until, lambda: bool(jobs_of(worker)), "a job of the worker")
+        for pid in jobs_of(worker) if whom == "job" else [worker]:
             os.kill(pid, signal.SIGKILL)
         await asyncio.Event().wait()  # the rest of the blob never comes, and nobody waits for it
 
@@ -243,7 +243,7 @@ def test_a_worker_killed_while_it_starts_a_job(layout: Path, store: Store) -> No
 
     def kill_at_first_job() -> Watched:
         worker = next_worker()
-        while not (jobs := grandchildren(worker)):
+        while not (jobs := jobs_of(worker)):
             pass
         watched = Watched(jobs[0])
         os.kill(worker, signal.SIGKILL)
@@ -258,7 +258,7 @@ def test_a_worker_killed_while_it_starts_a_job(layout: Path, store: Store) -> No
         pulling = asyncio.ensure_future(start(Slow(layout, dict.fromkeys(DIGESTS.values(), forever)), store))
         job = await killer
         try:
-            assert await asyncio.to_thread(job.ended, 3), "a job outlives its worker"
+            assert await asyncio.to_thread(job.ended), "a job outlives its worker"
         finally:
             if not job.ended(0):
                 os.kill(job.pid, signal.SIGKILL)
@@ -301,7 +301,7 @@ def test_cancelling_leaves_nothing(stuck: tuple[str, ...], layout: Path, store: 
         for name in NAMES:
             await (progress.arrived if name in stuck else progress.proven)[DIGESTS[name]].wait()
         (worker,) = workers()
-        await asyncio.to_thread(until, lambda: len(grandchildren(worker)) == len(stuck), "the jobs that are stuck")
+        await asyncio.to_thread(until, lambda: len(jobs_of(worker)) == len(stuck), "the jobs that are stuck")
         watched = [Watched(pid) for pid in (worker, *descendants(worker))]
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -649,7 +649,7 @@ def stuck_pull(root: Path, layout: Path, *options: str) -> Iterator[tuple[subpro
 def test_a_signal_to_the_command(number: signal.Signals, layout: Path, store_root: Path, cli: Cli) -> None:
     """Ctrl-C and SIGTERM end it with 128+N, without a traceback; nothing is left, and the next pull works."""
     with stuck_pull(store_root, layout) as (process, reference, registry):
-        watched = [Watched(pid) for pid in descendants(process.pid)]
+        watched = watched_descendants(process.pid)
         process.send_signal(number)
         out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 128 + number
@@ -687,7 +687,7 @@ def test_signals_while_it_cleans_up(layout: Path, store_root: Path, cli: Cli) ->
 def test_killing_the_command(layout: Path, store_root: Path, cli: Cli) -> None:
     """SIGKILL: nobody can clean up, but no process lives on, and the next pull is not disturbed by what is left."""
     with stuck_pull(store_root, layout) as (process, reference, registry):
-        watched = [Watched(pid) for pid in descendants(process.pid)]
+        watched = watched_descendants(process.pid)
         process.kill()
         process.communicate(timeout=PATIENCE)
         assert all(one.ended() for one in watched), "processes outlive the command"

@@ -7,6 +7,7 @@ import re
 import select
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 PATIENCE = 20.0  # seconds; only a test that fails waits so long
@@ -30,11 +31,6 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def grandchildren(pid: int) -> list[int]:
-    """Of a worker program: its jobs, which are the children of the first process in its PID namespace."""
-    return [one for child in children(pid) for one in children(child)]
-
-
 def first_of_a_namespace(pid: int) -> int | None:
     """The descendant that is PID 1 of a PID namespace of its own, once there is one."""
     for one in descendants(pid):
@@ -45,6 +41,12 @@ def first_of_a_namespace(pid: int) -> int | None:
         if re.search(r"^NSpid:.*\t1$", status, re.MULTILINE):
             return one
     return None
+
+
+def jobs_of(worker: int) -> list[int]:
+    """Of a worker program: the children of the first process in its PID namespace, once that has its place."""
+    first = first_of_a_namespace(worker)
+    return children(first) if first is not None else []
 
 
 def descendants(pid: int) -> list[int]:
@@ -74,3 +76,12 @@ class Watched:
     def close(self) -> None:
         """Forgets it."""
         os.close(self._fd)
+
+
+def watched_descendants(pid: int) -> list[Watched]:
+    """Those that do not end while they are listed."""
+    found: list[Watched] = []
+    for one in descendants(pid):
+        with suppress(ProcessLookupError):
+            found.append(Watched(one))
+    return found
