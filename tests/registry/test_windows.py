@@ -100,8 +100,9 @@ def test_a_slow_connection_is_helped_by_others(offset: int) -> None:
     assert len(server.parts) > 8
 
 
-def test_a_fast_connection_is_left_alone() -> None:
+def test_a_fast_connection_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """After the first window the rest comes in one."""
+    monkeypatch.setattr("pullpipe.registry.client._FAST", 1e6)  # a busy machine is hardly slower than that
     server = Server()
     assert server.pull() == DATA
     server.check_each_byte_once(0)
