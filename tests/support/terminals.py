@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import pty
@@ -27,6 +28,7 @@ class Terminal:
         self.before = termios.tcgetattr(slave)
         self._slave = slave
         self.seen = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()  # a read may end within a character
         self.process = subprocess.Popen(
             command,
             cwd=PROJECT,
@@ -50,9 +52,20 @@ class Terminal:
         while not (match := re.search(pattern, self.seen)):
             ready = select.select([self.master], [], [], max(0, deadline - time.monotonic()))[0]
             assert ready, f"no {pattern!r} in {self.seen!r}"
-            self.seen += os.read(self.master, 4096).decode()
+            self.seen += self._decoder.decode(os.read(self.master, 4096))
         self.seen = self.seen[match.end() :]
         return match
+
+    def ended(self) -> int:
+        """Reads until the command has ended; its exit status."""
+        process = os.pidfd_open(self.process.pid)
+        try:
+            while process not in (ready := select.select([self.master, process], [], [], PATIENCE)[0]):
+                assert ready, "it neither says anything nor ends"
+                os.read(self.master, 4096)
+        finally:
+            os.close(process)
+        return self.process.wait(PATIENCE)
 
     def type_until_full(self) -> None:
         """Until nobody has taken any more of it for a while."""
