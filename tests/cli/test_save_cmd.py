@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -568,7 +568,10 @@ class TestFailures:
     @staticmethod
     def writes_to(process: subprocess.Popen[str], directory: Path) -> bool:
         """Whether it has a file open below the directory."""
-        paths = [os.readlink(fd) for fd in Path(f"/proc/{process.pid}/fd").iterdir()]
+        paths = []
+        for fd in Path(f"/proc/{process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                paths.append(os.readlink(fd))
         return any(path.startswith(f"{directory}/") and not os.path.isdir(path) for path in paths)
 
     @pytest.mark.parametrize("form", FORMATS)

@@ -623,7 +623,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
                 task = asyncio.create_task(worker.unpack(job, file.fileno(), str(directory), words, lambda _: None))
                 await words.available(4096)
                 deadline = time.monotonic() + PATIENCE
-                while not (directory / "arrived").exists():
+                while not (directory / "coming").exists():  # from now on it only waits
                     assert time.monotonic() < deadline, "the job does nothing"
                     await asyncio.sleep(0.01)
                 (first,) = children(worker._process.pid)

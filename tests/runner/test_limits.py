@@ -40,7 +40,9 @@ def _machine(busybox: None, shell_root: Path) -> None:
 
 def groups(short_id: str) -> list[Path]:
     """Those of a container, by the beginning of its id."""
-    return list(Path("/sys/fs/cgroup").rglob(f"pullpipe-{short_id}*"))
+    # Those of others vanish meanwhile, which `rglob` does not outlive.
+    tops = ((Path(top), names) for top, names, _ in os.walk("/sys/fs/cgroup"))
+    return [top / name for top, names in tops for name in names if name.startswith(f"pullpipe-{short_id}")]
 
 
 # Memory.
