@@ -499,7 +499,7 @@ def test_killing_the_runner_while_it_starts(shell_root: Path) -> None:
             process = Watched(found)
             run.kill()
             try:
-                assert process.ended(5), "the container runs on without its runner"
+                assert process.ended(), "the container runs on without its runner"
             finally:
                 if not process.ended(0):
                     os.kill(process.pid, signal.SIGKILL)
@@ -705,7 +705,7 @@ def test_no_terminal_to_give(run: Run) -> None:
 
 def test_control_c_without_a_terminal_of_its_own(shell_root: Path) -> None:
     """Without -t, Ctrl-C comes to the runner alone (the container has a session of its own), and is passed on once."""
-    script = "n=0; trap 'n=$((n+1))' INT; echo up; read x; sleep 0.1; echo $n"
+    script = "n=0; trap 'n=$((n+1))' INT; echo up; read x; while [ $n = 0 ]; do :; done; sleep 0.1; echo $n"
     shown = terminal_of(shell_root, "--rm", "-i", "test", "sh", "-c", script)
     try:
         shown.expect("up")

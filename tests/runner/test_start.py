@@ -82,7 +82,9 @@ def test_what_runs(cli: Cli) -> None:
 def test_one_by_one(cli: Cli) -> None:
     """With a name that nobody has among them: it is told, the others are done all the same, and the exit code tells."""
     for name in ("a", "b"):
-        out(cli("run", "-d", "--name", name, "test", "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.02; done"))
+        script = "trap 'exit 3' TERM; echo up; while :; do sleep 0.02; done"
+        out(cli("run", "-d", "--name", name, "test", "sh", "-c", script))
+    until(lambda: all(cli("logs", name).stdout == "up\n" for name in ("a", "b")), "they do not begin")
     for command, shown, code in (
         (("stop",), "a\nb\n", 1),
         (("wait",), "3\n3\n", 1),
