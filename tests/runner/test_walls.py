@@ -316,7 +316,7 @@ def test_no_network(run: Run) -> None:
     """A network of its own with loopback up, and nothing of the host's: neither addresses nor abstract sockets."""
     script = "ls /sys/class/net; ifconfig lo | grep -c 127.0.0.1; ip route; cat /proc/net/unix | wc -l; cat /etc/hosts"
     with socket.socket(socket.AF_UNIX) as abstract:
-        abstract.bind("\0pullpipe-test")
+        abstract.bind(f"\0pullpipe-test-{os.getpid()}")
         shown = out(run("sh", "-c", script, options=("--network=none", "--hostname=me"))).split("\n")
         assert shown[:3] == ["lo", "1", "1"]
         assert [row.split() for row in shown[3:]] == [

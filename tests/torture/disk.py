@@ -64,7 +64,8 @@ class Disk:
     def __exit__(self, *_: object) -> None:
         subprocess.run(["losetup", "--detach", self.device], check=True)
         until(lambda: str(self._place) not in _backing_file(self.device), "the loop device lets go of the drive")
-        subprocess.run(["umount", self._place], check=True)
+        # It is told a moment before it is done.
+        until(lambda: subprocess.run(["umount", self._place]).returncode == 0, "the drive can be unmounted")
         self._process.wait(20)
         assert self._process.stdout is not None
         self._process.stdout.close()
