@@ -564,9 +564,9 @@ class TestAtOnce:
                 running.enter_context(started(store_root, "pull", "--progress=plain", reference, stderr=output))
                 for output in outputs
             ]
-            until(lambda: sum("waiting" in output.read_text() for output in outputs) == 9)
+            until(lambda: sum("waiting" in output.read_text() for output in outputs) == 9, seconds=60)
             gated.open()
-            assert [pull.communicate(timeout=30)[0] for pull in pulls] == [f"{digest_of(layout)}\n"] * 10
+            assert [pull.communicate(timeout=60)[0] for pull in pulls] == [f"{digest_of(layout)}\n"] * 10
         assert [len(gated.arrived(layer["digest"])) for layer in layers_of(layout)] == [1, 1]
 
     def test_two_images_that_share_a_layer(

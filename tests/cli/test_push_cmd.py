@@ -267,7 +267,7 @@ class TestBrokenConnections:
             done = cli("push", "--timeout", "1", large, f"{relay.host}/push/stall:1")
             assert done.returncode == 0, done.stderr
             assert "trying again" in done.stderr
-            assert len(relay.of(f"{PUT}.*{layer[7:]}")) == 2
+            assert len(relay.of(f"{PUT}.*{layer[7:]}")) >= 2  # a busy machine's answer may come too late, too
 
     def test_in_the_end_it_says_what_was_tried(self, cli: Cli, large: str, registry: Registry) -> None:
         with Relay(registry.host, Break("PUT .*/manifests/", "cut", times=9)) as relay:

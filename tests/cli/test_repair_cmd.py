@@ -42,7 +42,7 @@ from tests.support.tree import difference, snapshot
 pytestmark = pytest.mark.needs_root
 
 KINDS = ("layers", "variants", "stacks")
-OPTIONS = ("--plain-http", "--retries=0", "--timeout=5", "--durability=none")
+OPTIONS = ("--plain-http", "--retries=0", "--timeout=20", "--durability=none")
 Findings = list[dict[str, Any]]
 
 

@@ -646,7 +646,7 @@ class TestRealRegistry:
 
     def test_expired_in_between(self, registry: Registry, server: TokenServer) -> None:
         """A new token takes over."""
-        server.seconds = 1
+        server.seconds = 3  # long enough to be used first
         keyring = Keyring(given=Credentials(USER, PASSWORD), registry=registry.host)
 
         async def wait(authorizer: Authorizer) -> None:

@@ -227,7 +227,7 @@ class TestMirrors:
 
         async def main(own: str) -> list[str]:
             async with serving(drip) as mirror:
-                asking = Asking(mirror, own, timeout=0.5)
+                asking = Asking(mirror, own, timeout=2)
                 assert await asking.whole() == DATA
                 return [note.replace(mirror, "mirror") for note in asking.notes]
 
@@ -268,7 +268,7 @@ class TestAgain:
 
     def test_a_stall(self, layout: Path) -> None:
         with FaultyRegistry(layout, {Fault.STALLED_BLOB}, times=1) as own:
-            assert Asking(own.host, timeout=0.5).blob() == DATA
+            assert Asking(own.host, timeout=2).blob() == DATA
             assert blobs_asked(own) == ["", f"bytes={len(DATA) // 2}-"]
 
     def test_an_end_to_it(self, layout: Path) -> None:

@@ -213,7 +213,7 @@ class TestUploads:
 
     def test_a_client_that_stalls(self, registry: Running, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is told so, others are served meanwhile, and what came stays."""
-        monkeypatch.setattr(uploads, "_STALLED", 0.2)
+        monkeypatch.setattr(uploads, "_STALLED", 2.0)  # nobody else may be so slow
         location = start(registry)
         with raw(registry) as connection:
             head = f"PATCH {location} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"

@@ -35,6 +35,7 @@ from tests.support.images import (
     write_docker_archive,
     write_layout,
 )
+from tests.support.processes import PATIENCE
 from tests.support.registry import Authority, Registry
 from tests.support.tree import difference, snapshot
 
@@ -300,14 +301,20 @@ class TestTree:
 
 class TestFaultyRegistry:
     def get(
-        self, faulty: FaultyRegistry, path: str, headers: dict[str, str] | None = None, *, method: str = "GET"
+        self,
+        faulty: FaultyRegistry,
+        path: str,
+        headers: dict[str, str] | None = None,
+        *,
+        method: str = "GET",
+        timeout: float = PATIENCE,
     ) -> tuple[int, dict[str, str], bytes]:
         """One raw request: status, headers, body as sent."""
 
         async def fetch() -> tuple[int, dict[str, str], bytes]:
-            timeout = aiohttp.ClientTimeout(sock_read=1)
+            limits = aiohttp.ClientTimeout(sock_read=timeout)
             async with (
-                aiohttp.ClientSession(auto_decompress=False, timeout=timeout) as session,
+                aiohttp.ClientSession(auto_decompress=False, timeout=limits) as session,
                 session.request(method, f"http://{faulty.host}{path}", headers=headers) as response,
             ):
                 body = await response.read()
@@ -316,10 +323,10 @@ class TestFaultyRegistry:
         return asyncio.run(fetch())
 
     def blob(
-        self, layout: Path, *faults: Fault, headers: dict[str, str] | None = None
+        self, layout: Path, *faults: Fault, headers: dict[str, str] | None = None, timeout: float = PATIENCE
     ) -> tuple[int, dict[str, str], bytes]:
         with FaultyRegistry(layout, faults) as faulty:
-            return self.get(faulty, f"/v2/any/name/blobs/{layer_of(layout)[0]}", headers)
+            return self.get(faulty, f"/v2/any/name/blobs/{layer_of(layout)[0]}", headers, timeout=timeout)
 
     def test_without_faults(self, layout: Path) -> None:
         """It is a registry: skopeo copies the image out of it, digests checked."""
@@ -364,7 +371,7 @@ class TestFaultyRegistry:
 
     def test_stalled_blob(self, layout: Path) -> None:
         with pytest.raises(TimeoutError):
-            self.blob(layout, Fault.STALLED_BLOB)
+            self.blob(layout, Fault.STALLED_BLOB, timeout=1)
 
     def test_short_blob(self, layout: Path) -> None:
         _, data = layer_of(layout)
@@ -471,9 +478,9 @@ class TestCli:
         """Also a worker that outlives its parent and holds the pipes."""
         program.write_text(f"#!/bin/sh\nsleep 60 & echo $! > {tmp_path}/worker; wait\n")
         with pytest.raises(subprocess.TimeoutExpired):
-            cli(timeout=0.5)
+            cli(timeout=3)
         status = Path("/proc", (tmp_path / "worker").read_text().strip(), "stat")
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while status.exists() and ") Z " not in status.read_text():  # its new parent may reap it late
             assert time.monotonic() < deadline
             time.sleep(0.01)

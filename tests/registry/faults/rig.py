@@ -98,5 +98,5 @@ BUSY: dict[str, tuple[Make, str]] = {
     "502": (lambda: faults.page(502, "Bad Gateway"), "{host} answered 502 Bad Gateway"),
     "408": (lambda: faults.answer(408, "Request Timeout"), "{host} answered 408 Request Timeout"),
 }
-SHORT = ("--timeout=1",)  # for what is silent; the rest may take as long as a busy machine needs
+SHORT = ("--timeout=2",)  # for what is silent; the rest may take as long as a busy machine needs
 DIGEST = "sha256:" + "0" * 64

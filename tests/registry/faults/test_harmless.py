@@ -16,7 +16,7 @@ ODD = {"Content-Encoding": "gzip", "Docker-Content-Digest": None, "Content-Type"
 HARMLESS: dict[str, tuple[str, Fault]] = {
     "connections that end": (GET, faults.hang_up(announced=True)),
     "connections that end unannounced": (GET, faults.hang_up(announced=False)),
-    "slower than the timeout": (GET, faults.drip(0.25, 500_000)),
+    "slower than the timeout": (GET, faults.drip(0.5, 400_000)),
     "headers by and by": (GET, faults.trickle_headers(0.01)),
     "chunks": (GET, faults.framed("chunked")),
     "no length": (GET, faults.framed("close")),

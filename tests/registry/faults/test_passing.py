@@ -83,7 +83,7 @@ class TestPassing:
         self, registry: Registry, image: Pushed, pull: Pull, arrives: Outcome, breaks: Breaks, store_root: Path
     ) -> None:
         """After a pull that failed by one layer, the next one does not ask for what had come by then."""
-        broken = faults.answer(500, "Broken", {"Retry-After": "1"})  # time enough for the others
+        broken = faults.answer(500, "Broken", {"Retry-After": "3"})  # time enough for the others
         with FaultProxy(registry, Rule(broken, image.long, times=None)) as proxy:
             breaks(pull(proxy, "--retries=1"))
             here = [layer for layer in image.layers if (store_root / "blobs" / layer.replace(":", "/")).exists()]
