@@ -106,7 +106,7 @@ def test_the_cache_is_killed_in_the_middle_of_a_blob(
         mirrored(own.host, cache.host)
         arriving = store_root / "ingest" / image.long.replace(":", "-")
         with started(store_root, "pull", f"{own.host}/{image.repository}:1", stderr=said) as pulling:
-            until(lambda: arriving.exists() and arriving.stat().st_size)
+            until(lambda: arriving.exists() and arriving.stat().st_size >= ON_DISK)
             arrived = arriving.stat().st_size
             cache.kill()
             out, _ = pulling.communicate(timeout=60)

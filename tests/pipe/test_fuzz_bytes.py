@@ -35,7 +35,7 @@ from tests.support.tree import Snapshot, difference, snapshot
 
 FEW = 150
 CASES = int(os.environ.get("PULLPIPE_FUZZ_CASES", str(FEW)))
-PATIENCE = 20.0  # seconds; only a case that hangs waits so long
+PATIENCE = 60.0  # seconds; only a case that hangs waits so long
 SPREAD = st.sampled_from(CHUNKS)
 FORMS: dict[str, type[Tree]] = {"overlay": OverlayTree, "flat": FlatTree}
 
