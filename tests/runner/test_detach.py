@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import PROJECT, Cli
 from tests.runner.rig import BASE, containers, emptied, error, line, out, started
 from tests.support.images import Image, write_layout
-from tests.support.processes import PATIENCE, Watched, until
+from tests.support.processes import PATIENCE, Watched, is_waited_for, until
 
 pytestmark = pytest.mark.needs_root
 
@@ -131,12 +131,6 @@ def test_wait_for_what_is_removed(cli: Cli, start: Start, store_root: Path, tmp_
 def fifo(directory: Path) -> str:
     os.mkfifo(directory / "fifo")
     return str(directory / "fifo")
-
-
-def is_waited_for(lock: Path) -> bool:
-    """/proc/locks marks those who wait with an arrow."""
-    inode = lock.stat().st_ino
-    return any("->" in row and f":{inode} " in row for row in Path("/proc/locks").read_text().splitlines())
 
 
 def test_standard_input(cli: Cli, start: Start) -> None:

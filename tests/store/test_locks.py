@@ -12,6 +12,7 @@ import pytest
 
 from store.locks import Lock, held
 from tests.store.rig import another_process
+from tests.support.processes import is_waited_for, until
 
 
 @pytest.fixture
@@ -69,8 +70,7 @@ def test_waiter_gets_the_lock_that_counts(path: str) -> None:
     first.acquire()
     waiter = threading.Thread(target=second.acquire)
     waiter.start()
-    while "-> FLOCK" not in Path("/proc/locks").read_text():  # the kernel says that somebody waits
-        assert waiter.is_alive()
+    until(lambda: is_waited_for(Path(path)), "nobody waits")
     first.release(remove=True)
     waiter.join(timeout=10)
     assert not waiter.is_alive()

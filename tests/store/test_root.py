@@ -18,6 +18,7 @@ from store import Digest, Store, UnusableRoot
 from store.locks import Lock
 from store.trees import clean
 from tests.store.rig import PROJECT, everything, image_record, killed_at_every_step, put_blob, put_layer
+from tests.support.processes import is_waited_for, until
 
 
 def test_imports_nothing_of_pullpipe_and_no_network() -> None:
@@ -414,8 +415,7 @@ class TestUse:
         remover = threading.Thread(target=remove)
         with store.shared():
             remover.start()
-            while "-> FLOCK" not in Path("/proc/locks").read_text():
-                assert remover.is_alive()
+            until(lambda: is_waited_for(Path(store.root) / "use.lock"), "nobody waits")
             order.append("used")
         remover.join(timeout=10)
         assert order == ["used", "removed"]

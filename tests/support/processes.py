@@ -54,6 +54,12 @@ def descendants(pid: int) -> list[int]:
     return [one for child in children(pid) for one in (child, *descendants(child))]
 
 
+def is_waited_for(lock: Path) -> bool:
+    """Whether somebody waits for the flock: /proc/locks marks those with an arrow."""
+    inode = lock.stat().st_ino
+    return any("->" in row and f":{inode} " in row for row in Path("/proc/locks").read_text().splitlines())
+
+
 def until(what: Callable[[], bool], why: str) -> None:
     """Looks again and again, for what has no event to wait for."""
     deadline = time.monotonic() + PATIENCE
