@@ -13,10 +13,11 @@ import gc
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
 from pullpipe import __version__
@@ -160,6 +161,9 @@ def _without_value(word: str) -> str:
 
 def program() -> NoReturn:
     """The command as a program. It ends at once: to take a Python apart costs 6 ms, and nothing is left to be done."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _end)
     by_line = bool(sys.stdout.line_buffering)
     buffer = io.BufferedWriter(_Output(sys.stdout.fileno(), "wb", closefd=False))
     sys.stdout = io.TextIOWrapper(buffer, sys.stdout.encoding, sys.stdout.errors, line_buffering=by_line)
@@ -173,6 +177,12 @@ def program() -> NoReturn:
         sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    """By an exception, as Ctrl-C does, so that what is half done is cleaned up, which no further signal cuts short."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def module_of(command: str) -> ModuleType:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
-from collections.abc import Coroutine, Iterator, Sequence
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +25,7 @@ _T = TypeVar("_T")
 _LONGEST = (1 << 31) - 1  # seconds until a signal, as Docker's
 # Enough to keep the cores busy while some layers wait for the network; each takes about 25 MB.
 _JOBS = min(len(os.sched_getaffinity(0)) + 2, 8)
+_GRACE = 1.0  # seconds to clean up in
 _DAY = 86400  # seconds to wait for a byte at most
 
 
@@ -237,37 +240,47 @@ def variables(path: str) -> Iterator[str]:
             yield text
 
 
-def exit_when_terminated() -> None:
-    """SIGTERM ends this process by an exception from here on, as Ctrl-C does, so that it can clean up."""
-    import signal
-
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-
-
 def run_until_signal(work: Coroutine[Any, Any, _T]) -> _T:
-    """Runs the coroutine; SIGTERM and Ctrl-C cancel it, so that it can clean up, which no further one cuts short."""
+    """Runs the coroutine. A signal that is to end us cancels it, so that it can clean up; further ones are passed over
+    for a second, and then one ends us where we are: who waits for a lock does not hear that it has been cancelled."""
 
     import asyncio  # 50 ms, which commands that wait for nothing should not pay
-    import signal
 
     signals: list[int] = []
+    deaf_until = 0.0
 
     async def supervised() -> _T:
         task = asyncio.ensure_future(work)
+        loop = asyncio.get_running_loop()
 
-        def end(number: int) -> None:
+        def end(number: int, _frame: object) -> None:
+            nonlocal deaf_until
             signals.append(number)
             if len(signals) == 1:
-                task.cancel()
+                deaf_until = time.monotonic() + _GRACE
+                loop.call_soon_threadsafe(task.cancel)
+            elif time.monotonic() > deaf_until:
+                sys.exit(128 + number)
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, end, number)
-        return await task
+        with ending(end, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            return await task
 
     try:
         return asyncio.run(supervised())
     except asyncio.CancelledError:
         sys.exit(128 + signals[0])
+
+
+@contextmanager
+def ending(handler: Callable[[int, object], None], *numbers: int) -> Iterator[None]:
+    """Has these signals handled so, but for those that we have been started to ignore, as by nohup."""
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = [signal.signal(number, handler) for number in heeded]
+    try:
+        yield
+    finally:
+        for number, handler_before in zip(heeded, before, strict=True):
+            signal.signal(number, handler_before)
 
 
 def print_json(value: object) -> None:

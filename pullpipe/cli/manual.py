@@ -20,7 +20,7 @@ _ENVIRONMENT = {
     "PULLPIPE_ROOT": "The store, unless --root names it.",
     "REGISTRY_AUTH_FILE, DOCKER_CONFIG": "Where credentials are, unless --authfile names them.",
     "CONTAINERS_REGISTRIES_CONF": "Podman's registries.conf, in place of the usual ones.",
-    "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY": "Proxies (http, https, socks5), and which hosts go without; in lower case, too.",
+    "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY": "Proxies (http, https, socks5), and what goes without.",
     "SOURCE_DATE_EPOCH": "Seconds since 1970: what layer, config, commit, squash, import and export make is as old as "
     "that, and no file in it younger, but for those of an archive that layer add and import take as it is.",
     "XDG_DATA_HOME, XDG_CACHE_HOME, XDG_CONFIG_HOME": "Where a user's store, tokens and settings are.",

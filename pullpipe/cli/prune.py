@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from pullpipe import usage
-from pullpipe.cli.common import OneByOne, exit_when_terminated, open_store, print_json
+from pullpipe.cli.common import OneByOne, open_store, print_json
 from pullpipe.errors import BadArgument
 from pullpipe.progress import human_size
 
@@ -45,7 +45,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     wanted = _wanted(arguments)
     store = open_store(arguments, as_root=True)
-    exit_when_terminated()
     found = usage.waste(store, wanted)
     failed: Sequence[Exception] = ()
     if not arguments.dry_run:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from pullpipe import local, stack
-from pullpipe.cli.common import OneByOne, exit_when_terminated, open_store
+from pullpipe.cli.common import OneByOne, open_store
 from store import Corrupt, InUse, Store
 
 HELP = "remove containers, those that have ended or, when forced, any"
@@ -25,7 +25,6 @@ def run(arguments: argparse.Namespace) -> int:
             with each:
                 left += _end(store, wanted)
     store = open_store(arguments, as_root=True)
-    exit_when_terminated()
     for wanted in left:
         with each:
             print(_remove(store, wanted))

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from pullpipe import local, usage
-from pullpipe.cli.common import OneByOne, exit_when_terminated, open_store
+from pullpipe.cli.common import OneByOne, open_store
 from pullpipe.errors import NotFound
 from pullpipe.look.chosen import Chosen
 from pullpipe.progress import counted, human_size
@@ -27,7 +27,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     store = open_store(arguments, as_root=True)
-    exit_when_terminated()
     each = OneByOne(arguments)
     for text in arguments.references:
         with each:

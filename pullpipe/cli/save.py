@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from pullpipe import local
 from pullpipe.cli.common import open_store
@@ -50,8 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         for image in images:
             layers = f"{counted(len(image.manifest.layers), 'layers')}, {human_size(image.size)}"
             print(f"saving {image.record.reference} ({layers})", file=sys.stderr)
-    with _sigterm_cleans_up():
-        names = _save(store, images, arguments)
+    names = _save(store, images, arguments)
     if arguments.output is not None:
         print(*names, sep="\n")
     return 0
@@ -71,13 +68,3 @@ def _save(store: Store, images: Sequence[LocalImage], arguments: argparse.Namesp
         with tar_archive(arguments.output) as archive:
             layout_writer.write_archive(store, layout, archive)
     return layout.names
-
-
-@contextmanager
-def _sigterm_cleans_up() -> Iterator[None]:
-    """SIGTERM ends the program as Ctrl-C does, so that nothing half written stays."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pullpipe.cli.common import exit_when_terminated, open_store
+from pullpipe.cli.common import open_store
 from pullpipe.mounts import umount
 
 HELP = "end what `mount` began; what was written into a writable mount stays, listed by ps"
@@ -16,6 +16,5 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     store = open_store(arguments, as_root=True)
-    exit_when_terminated()
     print(umount(store, arguments.directory))
     return 0

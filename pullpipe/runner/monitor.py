@@ -63,6 +63,8 @@ def _stay(planned: Planned, fd: int) -> NoReturn:
         container.live(planned, streams, telling)
     except (PullpipeError, StoreError, OSError) as error:
         telling.tell(process.described(error))
+    except SystemExit:  # somebody has told us to end
+        pass
     except BaseException as error:
         telling.tell(process.described(RunError(f"a bug of pullpipe's: {type(error).__name__}: {error}")))
     finally:
