@@ -320,15 +320,32 @@ class _Layers:
             fd = os.open(self._store.blobs.path(layer.digest), os.O_RDONLY | os.O_CLOEXEC)
             owned.callback(os.close, fd)
             return fd
-        ingest = owned.enter_context(self._store.blobs.ingest(layer.digest, layer.size))
+        await self._fetch(layer, owned)
+        return self._blobs[layer.digest].fileno()
 
+    async def _fetch(self, layer: Descriptor, owned: ExitStack) -> None:
+        """Has the blob of a layer that is in the store arrive, and proves it.
+
+        Each process fetches its own, for we may hold what another one waits for; so it does not go on from a part.
+        """
+        check_room(self._store, [layer])
+        await with_second_try(self._source, layer.digest, self._progress.note, lambda: self._fetch_anew(layer, owned))
+
+    async def _fetch_anew(self, layer: Descriptor, owned: ExitStack) -> None:
         async def available(count: int) -> None:
             self._progress.fetched(layer, count)
 
         times = self._times()
-        await fetch(self._source, layer, ingest, available, times)
+        ingest = owned.enter_context(self._store.blobs.incoming())
+        try:
+            await fetch(self._source, layer, ingest, available, times)
+            await prove_blob(ingest.fileno(), layer)
+        except BaseException:
+            ingest.close()
+            raise
         self._progress.worked(layer, times.spans)
-        return ingest.fileno()
+        self._store.blobs.name(ingest, layer.digest)
+        self._blobs[layer.digest] = ingest
 
     @contextmanager
     def _removing_damage(self, layer: Descriptor) -> Iterator[None]:
@@ -342,14 +359,10 @@ class _Layers:
             ) from error
 
     async def _copy(self, layers: Sequence[Descriptor], owned: ExitStack) -> None:
-        """Has the blobs that are lacking though their layers are there. Each process makes its own: none waits."""
+        """Has the blobs that are lacking though their layers are there."""
         for digest, layer in _lacking(self._source, self._store, layers, self._options).items():
             if digest not in self._blobs:
-                ingest = owned.enter_context(self._store.blobs.incoming())
-                await fetch(self._source, layer, ingest, _unheard, self._times())
-                await prove_blob(ingest.fileno(), layer)
-                self._store.blobs.name(ingest, digest)
-                self._blobs[digest] = ingest
+                await self._fetch(layer, owned)
 
     async def _fetch_and_unpack(
         self, diff_id: Digest, layer: Descriptor, staging: Staging[LayerInfo], ingest: Ingest
@@ -377,7 +390,3 @@ class _Layers:
             raise
         self._blobs[layer.digest] = ingest
         return result
-
-
-async def _unheard(_count: int) -> None:
-    """A copy on one machine is nothing to report."""

@@ -495,6 +495,79 @@ def test_what_a_pull_relies_on_is_removed(stage: str, how: str, tmp_path: Path, 
     assert len(list(store.variants)) == 1
 
 
+class TestVariantWithoutItsBlob:
+    """The store has the layer and has not kept its blob, which an image needs that has a symlink below it."""
+
+    THROUGH = Layer([File("lib/x")], None)
+    DIGEST = f"sha256:{hashlib.sha256(THROUGH.blob).hexdigest()}"
+
+    class Wrong(Slow):
+        """Its blob has a wrong byte, so many times."""
+
+        times = 0
+
+        async def _halves(self, data: bytes, descriptor: Descriptor) -> AsyncIterator[bytes]:
+            if str(descriptor.digest) == TestVariantWithoutItsBlob.DIGEST and self.times:
+                self.times -= 1
+                data = data[:1000] + b"x" + data[1001:]
+            async for piece in super()._halves(data, descriptor):
+                yield piece
+
+    @pytest.fixture
+    def source(self, tmp_path: Path, store: Store) -> Wrong:
+        """Of the second such image; the first is there."""
+        for name in ("first", "second", "third"):
+            link = Layer([Dir("usr/lib"), Symlink("lib", "usr/lib"), File(name)], None)
+            write_layout(tmp_path / name, {"t": Image([link, self.THROUGH])})
+        asyncio.run(self.pull(Slow(tmp_path / "first"), store))
+        return self.Wrong(tmp_path / "second")
+
+    async def pull(self, source: Slow, store: Store, *, keep: bool = False) -> None:
+        options = Options(Platform.of_this_machine(), keep_blobs=keep)
+        await pull(source, str(source.manifest), f"{source.manifest.hex}:1", store, options, Progress())
+
+    def check(self, store: Store, images: int = 2) -> None:
+        """They have their variants, and nothing else has stayed."""
+        assert len(list(store.images)) == len(list(store.variants)) == images
+        assert os.listdir(os.path.join(store.root, "ingest")) == []
+
+    @pytest.mark.parametrize("keep", [False, True])
+    def test_is_fetched_again(self, source: Wrong, store: Store, keep: bool) -> None:
+        """At once, if it came wrong; and it is kept by who keeps blobs."""
+        source.times = 1
+        with nothing_left_behind(store):
+            asyncio.run(self.pull(source, store, keep=keep))
+        assert source.fetched.count(self.DIGEST) == 2
+        assert (Digest.parse(self.DIGEST) in store.blobs) == keep
+        self.check(store)
+
+    def test_wrong_bytes_are_not_kept(self, source: Wrong, store: Store) -> None:
+        """When the registry has the right ones again, the next pull goes well."""
+        source.times = 2
+        with nothing_left_behind(store), pytest.raises(VerificationError, match="fetched again"):
+            asyncio.run(self.pull(source, store))
+        asyncio.run(self.pull(source, store))
+        self.check(store)
+
+    def test_two_pulls_at_once(self, source: Wrong, tmp_path: Path, store: Store) -> None:
+        """Neither waits for the other, nor fails because of it: each fetches the blob."""
+
+        async def both() -> None:
+            meeting = asyncio.Barrier(2)
+
+            async def meet(_: Descriptor) -> None:
+                await meeting.wait()
+
+            sources = source, Slow(tmp_path / "third")
+            for one in sources:
+                one.between[self.DIGEST] = meet
+            await asyncio.gather(*(self.pull(one, store) for one in sources))
+
+        with nothing_left_behind(store):
+            asyncio.run(asyncio.wait_for(both(), PATIENCE))
+        self.check(store, images=3)
+
+
 class Bad(Slow):
     """A layout in which one layer's blob is not what its digest says, and comes last."""
 
