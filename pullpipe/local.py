@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -242,6 +243,22 @@ def neighbours(store: Store, reference: Reference) -> dict[Digest, str]:
         if other.registry == reference.registry and other.repository != reference.repository
         for layer in image.manifest.layers
     }
+
+
+def clean(store: Store, note: Callable[[str], None]) -> None:
+    """Removes what a crash has left. What stays is noted, and in nobody's way, unless nothing can be written at all.
+
+    Raises `OSError`.
+    """
+    try:
+        store.clean()
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            raise
+        reason = (error.strerror or str(error)).lower()
+        note(
+            f"cannot remove {error.filename or 'what was left half done'}: {reason}; remove it by hand to save its room"
+        )
 
 
 def collect(store: Store) -> Swept:

@@ -12,12 +12,14 @@ import itertools
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 from store.digest import Digest
 from store.errors import UNREADABLE, Corrupt, InUse, InvalidDigest, NotInStore
 from store.listing import entries, listed
 from store.locks import Lock, exists, is_at
+from store.removal import each_of
 
 _numbers = itertools.count()
 
@@ -95,21 +97,15 @@ class Blobs:
         return size
 
     def clean(self) -> None:
-        """Removes the documents of processes that were killed; partial blobs stay, for the next pull to continue."""
-        for lock in self._abandoned():
-            lock.release(remove=True)
+        """Removes the documents of processes that were killed; partial blobs stay, for the next pull to continue.
 
-    def leftovers(self) -> Iterator[str]:
+        Goes on past what cannot be removed, as `trees.clean`.
+        """
+        each_of(partial(_clean, path) for path in self.leftovers())
+
+    def leftovers(self) -> list[str]:
         """The paths of what `clean` would remove."""
-        for lock in self._abandoned():
-            yield lock.path
-            lock.release()
-
-    def _abandoned(self) -> Iterator[Lock]:
-        for entry in entries(self._ingest):
-            lock = Lock(entry.path)
-            if _is_incoming(entry) and lock.try_acquire():
-                yield lock
+        return [e.path for e in entries(self._ingest) if _is_incoming(e) and not Lock(e.path).is_held()]
 
     def partials(self) -> Iterator[Partial]:
         """Blobs of which only a part is here, and which nobody is fetching now."""
@@ -178,6 +174,12 @@ class Blobs:
     def name(self, ingest: Ingest, digest: Digest) -> None:
         """Says which blob it has turned out to be; the caller has proven that."""
         ingest.final = self.path(digest)
+
+
+def _clean(path: str) -> None:
+    lock = Lock(path)
+    if lock.try_acquire():
+        lock.release(remove=True)
 
 
 def _is_incoming(entry: os.DirEntry[str]) -> bool:

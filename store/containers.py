@@ -14,6 +14,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from store import durable, locks
@@ -21,7 +22,7 @@ from store.digest import Digest
 from store.errors import Corrupt, InUse, NotInStore
 from store.listing import entries
 from store.locks import Lock, exists
-from store.removal import Doomed, remove_tree, removing
+from store.removal import Doomed, each_of, remove_tree, removing
 
 _ID = re.compile("[0-9a-f]{64}")
 
@@ -227,11 +228,13 @@ class Containers:
         return True
 
     def clean(self) -> None:
-        """Removes what a process left that was killed while it made or removed a container."""
+        """Removes what a process left that was killed while it made or removed a container.
+
+        Goes on past what cannot be removed, as `trees.clean`.
+        """
         if self._half_made():
             with locks.held(self._lock):
-                for container_id in self._half_made():
-                    self.discard(container_id)
+                each_of(partial(self.discard, container_id) for container_id in self._half_made())
 
     def leftovers(self) -> list[str]:
         """The paths of what `clean` would remove."""

@@ -82,10 +82,12 @@ class Lock:
     def release(self, *, remove: bool = False) -> None:
         """Gives the lock back, with `remove` its file too; does nothing when it is not held."""
         if self._fd >= 0:
-            if remove:
-                os.unlink(self.path)
-            os.close(self._fd)
-            self._fd = -1
+            try:
+                if remove:
+                    os.unlink(self.path)
+            finally:
+                os.close(self._fd)
+                self._fd = -1
 
 
 class DirectoryLock(Lock):

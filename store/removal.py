@@ -9,7 +9,7 @@ import errno
 import itertools
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
@@ -38,12 +38,12 @@ class Doomed:
             raise
 
     def remove(self) -> None:
-        """Removes the files, which may take a while; `clean` does so after a crash."""
-        remove_tree(self._path)
-        self._lock.release()
-
-    def release(self) -> None:
-        """Leaves them to `clean`."""
+        """Removes the files, which may take a while; `clean` does so after a crash, and tries again what cannot go."""
+        try:
+            remove_tree(self._path)
+        except OSError:
+            self._lock.release()
+            raise
         self._lock.release()
 
     def fileno(self) -> int:
@@ -62,23 +62,22 @@ def removing() -> Iterator[list[Doomed]]:
         try:
             yield doomed
         except Exception:
-            _remove_all(doomed)  # what is out of sight goes, even if something else could not be taken away
+            each_of(tree.remove for tree in doomed)  # they are out of sight, even if another could not be taken away
             raise
-        _remove_all(doomed)
+        each_of(tree.remove for tree in doomed)
     except (KeyboardInterrupt, SystemExit):
         if os.fork() == 0:
             _remove_alone(doomed)
         raise
 
 
-def _remove_all(doomed: Sequence[Doomed]) -> None:
-    """Raises the first of what kept one from going."""
+def each_of(works: Iterable[Callable[[], object]]) -> None:
+    """Does all of it, whatever becomes of one; then raises the first `OSError` that there was."""
     failures = []
-    for tree in doomed:
+    for work in works:
         try:
-            tree.remove()
+            work()
         except OSError as error:
-            tree.release()
             failures.append(error)
     if failures:
         raise failures[0]

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from store import durable, guard, locks
@@ -17,6 +18,7 @@ from store.images import EMPTY_INDEX, Images
 from store.layers import LayerInfo, StackInfo
 from store.leases import Leases
 from store.namespace import is_machines_root
+from store.removal import each_of
 from store.reserve import Reserve
 from store.trees import Staging, Trees, clean, leftovers, scratch
 
@@ -191,10 +193,11 @@ class Store:
         return [*leftovers(self.root), *self.blobs.leftovers(), *self.containers.leftovers()]
 
     def clean(self) -> None:
-        """Removes what a crash or kill left half made; where there is nothing of the kind, it only looks."""
-        clean(self.root)
-        self.blobs.clean()
-        self.containers.clean()
+        """Removes what a crash or kill left half made; where there is nothing of the kind, it only looks.
+
+        It goes on past what cannot be removed, and raises the first such `OSError` in the end.
+        """
+        each_of([partial(clean, self.root), self.blobs.clean, self.containers.clean])
 
     def scratch(self) -> AbstractContextManager[str]:
         """An empty directory to mount something on, for the length of the block; `clean` removes it after a crash."""

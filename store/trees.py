@@ -16,6 +16,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from store import durable
@@ -24,7 +25,7 @@ from store.digest import Digest
 from store.errors import UNREADABLE, Corrupt, NotInStore
 from store.listing import listed
 from store.locks import DirectoryLock, Lock, exists, is_at
-from store.removal import REMOVED, Doomed, remove_tree
+from store.removal import REMOVED, Doomed, each_of, remove_tree
 
 
 class Info(Protocol):
@@ -225,13 +226,18 @@ class Staging(Generic[_I]):
 
 
 def clean(root: str) -> None:
-    """Removes from `staging/` what a crash or kill left there: everything whose lock nobody holds."""
+    """Removes from `staging/` what a crash or kill left there: everything whose lock nobody holds.
+
+    It goes on past what cannot be removed, and raises the first such `OSError` in the end.
+    """
     staging = os.path.join(root, "staging")
-    for name in os.listdir(staging):
-        path = os.path.join(staging, name)
-        with _unowned(path) as free:
-            if free and not name.endswith(".lock"):
-                remove_tree(path)
+    each_of(partial(_clean, os.path.join(staging, name)) for name in os.listdir(staging))
+
+
+def _clean(path: str) -> None:
+    with _unowned(path) as free:
+        if free and not path.endswith(".lock"):
+            remove_tree(path)
 
 
 @contextmanager

@@ -39,8 +39,8 @@ def provide(store: Store, reference: Reference, arguments: argparse.Namespace) -
         and arguments.creds is None
         and resolved_now(reference, access, arguments.timeout) == record.resolved
     ):
-        store.clean()
         with reporting(arguments) as progress:
+            local.clean(store, progress.note)
             progress.note(f"{reference} is up to date")
         return record
     from pullpipe.cli.network import pull_from_registry

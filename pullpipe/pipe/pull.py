@@ -74,7 +74,7 @@ async def pull(
     Raises `PullpipeError`, `StoreError` or `OSError`; the store is then as before, but for whole layers that had
     arrived, and partial blobs, which the next pull continues. With all platforms, the image itself comes first.
     """
-    store.clean()
+    local.clean(store, progress.note)
     record = store.images.get(reference)
     resolved = await source.resolve(wanted)
     if (

@@ -34,7 +34,7 @@ async def repair(
             await replay.check_all()
     findings += [*replay.findings, *_mend_rest(survey, failed, {(f.kind, f.name) for f in replay.findings})]
     findings += [finding for finding in survey.others if finding.state == "damaged"]
-    store.clean()
+    local.clean(store, progress.note)
     return _remove(survey, findings) if remove else [_removable(survey, finding) for finding in findings]
 
 

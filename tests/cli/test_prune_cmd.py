@@ -17,6 +17,7 @@ from store import Digest, Store
 from tests.cli.rig import answer, fails, layers_of, layout_of, mounted_tree, ok, started, until
 from tests.conftest import Cli
 from tests.support.images import File, Hardlink, Layer, host_shell_layers
+from tests.support.registry import Registry
 
 pytestmark = pytest.mark.needs_root
 
@@ -258,6 +259,37 @@ def test_what_a_crash_has_left(cli: Cli, image: str, store_root: Path) -> None:
     assert left <= content(store_root)
     assert set(pruned(cli)) == {("leftover", name) for name in names}
     assert not left & content(store_root)
+
+
+def test_a_leftover_that_cannot_be_removed(
+    cli: Cli, image: str, registry: Registry, layout: Path, store_root: Path
+) -> None:
+    """A pull notes it, `prune` fails because of it, and both remove all else that was left."""
+    reference = registry.push(layout, "image", to="prune/stuck:1")
+    stuck = store_root / "staging" / "stuck.removed"
+    names = "staging/a", "staging/z", "ingest/incoming.1.2", f"containers/{'d' * 64}/upper"
+    others = [store_root / name for name in names]
+
+    def leave() -> None:
+        for path in others:
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+
+    (stuck / "mounted").mkdir(parents=True)
+    with mounted_at(stuck / "mounted"):
+        for _ in range(2):  # when there is something to pull, and when it is up to date
+            leave()
+            done = cli("pull", "--progress", "plain", reference)
+            assert done.returncode == 0, done.stderr
+            [line] = [line for line in done.stderr.splitlines() if str(stuck) in line]
+            assert "device or resource busy" in line
+            assert not any(path.exists() for path in others)
+        leave()
+        done = cli("prune")
+        assert done.returncode == 1
+        assert len(done.stdout.splitlines()) == len(others)
+        assert f"{stuck}: device or resource busy" in done.stderr
+    assert pruned(cli) == [("leftover", "stuck.removed")]
 
 
 class TestDf:

@@ -55,6 +55,18 @@ def test_release_without_holding(path: str) -> None:
     assert not Path(path).exists()
 
 
+def test_a_file_that_cannot_be_removed(path: str, tmp_path: Path) -> None:
+    """The lock is given back all the same: who goes on would wait for himself."""
+    holder, other = Lock(path), Lock(path)
+    assert holder.try_acquire()
+    Path(path).rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError):
+        holder.release(remove=True)
+    (tmp_path / "elsewhere").rename(path)
+    assert other.try_acquire()
+    other.release(remove=True)
+
+
 @pytest.mark.parametrize("take", [Lock.acquire, Lock.try_acquire, Lock.is_held, Lock.wait_for_note])
 def test_a_symlink_is_none(path: str, tmp_path: Path, take: Callable[[Lock], object]) -> None:
     """Whoever has put it there would have a file of ours made, or locked, elsewhere."""
