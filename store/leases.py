@@ -38,7 +38,7 @@ class Leases:
     @contextmanager
     def needed(self, digests: Iterable[Digest]) -> Iterator[None]:
         """Leases blobs and trees, there or not, for the length of the block, or until this process dies. The caller
-        holds the store shared when it enters."""
+        holds the store shared when it enters. Raises `OSError` when there is no room to say so."""
         lock = Lock(os.path.join(self._staging, f"{_NEEDED}{os.getpid()}.{next(_numbers)}.lock"))
         lock.acquire()
         try:
@@ -72,7 +72,8 @@ class Leases:
         for name in os.listdir(self._staging):
             path = os.path.join(self._staging, name)
             if name.startswith(_NEEDED) and Lock(path).is_held():
-                with suppress(FileNotFoundError), open(path, encoding="ascii") as file:
+                # One that is being written ends anywhere. A sweep, which has the store exclusively, meets none such.
+                with suppress(FileNotFoundError, InvalidDigest), open(path, encoding="ascii") as file:
                     found.update(map(Digest.parse, file.read().split()))
         return found
 

@@ -65,9 +65,11 @@ class Lock:
         return False
 
     def leave(self, note: bytes) -> None:
-        """Writes a note for those who wait in `wait_for_note`; the holder does, before it releases the lock."""
+        """Writes a note for those who wait in `wait_for_note`, or who look; the holder does. Raises `OSError`."""
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, note, 0)
+        written = 0
+        while written < len(note):  # on a disk that is nearly full, less than it is given
+            written += os.pwrite(self._fd, note[written:], written)
 
     def wait_for_note(self) -> bytes:
         """Waits until nobody holds the lock and returns the note that its last holder left, even if the file is removed

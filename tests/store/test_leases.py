@@ -9,7 +9,7 @@ from pathlib import Path
 from store import Digest, Store
 from store.gc import Marks, sweep
 from store.leases import LENGTH
-from tests.store.rig import another_process, everything, killed_at_every_step, put_blob, put_layer
+from tests.store.rig import another_process, at_once, everything, killed_at_every_step, put_blob, put_layer
 
 
 def swept(store: Store) -> list[Digest]:
@@ -54,6 +54,36 @@ def test_what_is_needed_stays(store: Store, store_root: Path) -> None:
     assert swept(store) == []
     store.clean()
     assert everything(store_root / "staging") == []
+
+
+def test_no_room_to_say_what_is_needed(store: Store, store_root: Path) -> None:
+    """Where a part of it would fit, too: who needs it fails at once, and leaves nothing in the way."""
+    program = """
+import os, resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    with store.leases.needed([Digest.of(bytes([number])) for number in range(100)]):
+        raise AssertionError("it claims that all is noted")
+except OSError as error:
+    assert os.strerror(error.errno) == "File too large"
+assert store.leases.current() == set()
+"""
+    [done] = at_once(program, store_root, 1)
+    assert done.returncode == 0, done.stderr
+    assert everything(store_root / "staging") == []
+
+
+def test_a_note_that_is_being_written(store: Store, store_root: Path) -> None:
+    """Who only looks at the store may meet it."""
+    needed = put_blob(store, b"needed")
+    program = """
+from store.locks import Lock
+lock = Lock(f"{store.root}/staging/needed.1.2.lock")
+lock.acquire()
+lock.leave(f"{Digest.of(b'needed')}\\n{Digest.of(b'other')}".encode()[:100])
+"""
+    with another_process(program, store_root), store.shared():
+        assert store.leases.current() == {needed}
 
 
 def test_after_a_day_it_goes(store: Store) -> None:
