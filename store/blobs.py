@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from store.digest import Digest
 from store.errors import UNREADABLE, Corrupt, InUse, InvalidDigest, NotInStore
-from store.listing import entries, listed
+from store.listing import entries, in_the_way, listed, status_of
 from store.locks import Lock, exists, is_at
 from store.removal import each_of
 
@@ -45,17 +45,13 @@ class Blobs:
 
     def size(self, digest: Digest) -> int | None:
         """The blob's size in bytes; None when it is not here."""
-        try:
-            return os.stat(self.path(digest)).st_size
-        except FileNotFoundError:
-            return None
+        status = status_of(self.path(digest), tree=False)
+        return status.st_size if status else None
 
     def made(self, digest: Digest) -> float:
         """When the blob came, in seconds since 1970; 0 when it is not here."""
-        try:
-            return os.stat(self.path(digest)).st_mtime
-        except FileNotFoundError:
-            return 0.0
+        status = status_of(self.path(digest), tree=False)
+        return status.st_mtime if status else 0.0
 
     def __contains__(self, digest: Digest) -> bool:
         return self.size(digest) is not None
@@ -76,7 +72,7 @@ class Blobs:
         try:
             with open(self.path(digest), "rb") as file:
                 data = file.read()
-        except FileNotFoundError as error:
+        except (FileNotFoundError, IsADirectoryError) as error:
             raise NotInStore(f"blob {digest} is not in the store; pull the image again") from error
         except OSError as error:
             if error.errno not in UNREADABLE:
@@ -125,8 +121,8 @@ class Blobs:
     def arrived(self, digest: Digest) -> int:
         """Bytes of the blob that are here, whether it is whole or not."""
         for path in (self.path(digest), os.path.join(self._ingest, f"{digest.algorithm}-{digest.hex}")):
-            with suppress(FileNotFoundError):
-                return os.stat(path).st_size
+            if status := status_of(path, tree=False):
+                return status.st_size
         return 0
 
     def forget(self, digest: Digest) -> None:
@@ -204,7 +200,10 @@ class Ingest:
         self.path = path
         self._lasting = lasting  # whether somebody may go on with what has arrived, when it is closed
         self.final = final  # where the blob will stand
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except IsADirectoryError as error:
+            raise in_the_way(path) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not is_at(fd, path):
@@ -234,7 +233,10 @@ class Ingest:
         """Gives the blob its name. The caller has proven size and digest, and flushed the file if that is due."""
         with suppress(FileExistsError):
             os.mkdir(self.parent, 0o700)
-        os.rename(self.path, self.final)
+        try:
+            os.rename(self.path, self.final)
+        except IsADirectoryError as error:
+            raise in_the_way(self.final) from error
 
     def discard(self) -> None:
         """Forgets what has arrived: the bytes are not this blob's."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import NamedTuple
 
 from store.digest import Digest
-from store.errors import InvalidDigest
+from store.errors import Corrupt, InvalidDigest
 
 
 class Listing(NamedTuple):
@@ -34,6 +35,21 @@ def listed(directory: str, *, trees: bool) -> Listing:
             else:
                 found.strays.append(entry.path)
     return found
+
+
+def status_of(path: str, *, tree: bool) -> os.stat_result | None:
+    """Of the blob, or tree, at `path`; None when there is none, whatever else `listed` takes for a stray there. Raises
+    `OSError` when that cannot be told."""
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status if (stat.S_ISDIR if tree else stat.S_ISREG)(status.st_mode) else None
+
+
+def in_the_way(path: str) -> Corrupt:
+    """What to raise where a stray stands and a blob or a tree is to go."""
+    return Corrupt(f"{path} is in the way, and the store has not made it; move it elsewhere, and try again")
 
 
 def entries(directory: str) -> list[os.DirEntry[str]]:

@@ -23,7 +23,7 @@ from store import durable
 from store.compare import differences, tree_digest
 from store.digest import Digest
 from store.errors import UNREADABLE, Corrupt, NotInStore
-from store.listing import listed
+from store.listing import in_the_way, listed, status_of
 from store.locks import DirectoryLock, Lock, exists, is_at
 from store.removal import REMOVED, Doomed, each_of, remove_tree
 
@@ -61,7 +61,7 @@ class Trees(Generic[_I]):
         return os.path.join(self._directory, digest.algorithm, digest.hex)
 
     def __contains__(self, digest: Digest) -> bool:
-        return exists(self._path(digest))
+        return status_of(self._path(digest), tree=True) is not None
 
     def __iter__(self) -> Iterator[Digest]:
         return iter(listed(self._directory, trees=True).digests)
@@ -76,7 +76,7 @@ class Trees(Generic[_I]):
         try:
             with open(path, "rb") as file:
                 return self._parse(file.read())
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise NotInStore(f"{path} is not in the store; pull the image again") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Corrupt(f"{path} is damaged; `pullpipe repair` makes it anew") from error
@@ -133,7 +133,7 @@ class Trees(Generic[_I]):
             return (
                 "" if sealed == str(tree_digest(self.files(digest))) else "its files are not those that were unpacked"
             )
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             if error.errno not in UNREADABLE:
@@ -214,6 +214,8 @@ class Staging(Generic[_I]):
             return
         try:
             os.rename(self.path, self._final)
+        except NotADirectoryError as error:
+            raise in_the_way(self._final) from error
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
@@ -278,7 +280,7 @@ def pinned(directories: Sequence[str]) -> Iterator[Callable[[], bool]]:
     open_ones: dict[str, int] = {}
     try:
         for path in directories:
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, NotADirectoryError):
                 open_ones[path] = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         yield lambda: all(path in open_ones and is_at(open_ones[path], path) for path in directories)
     finally:

@@ -132,6 +132,12 @@ def _copy_of_itself(path: Path) -> None:
     path.with_name("copy").rename(path)
 
 
+def _file(path: Path) -> None:
+    """In the place of the directory, as file system checkers leave it."""
+    shutil.rmtree(path)
+    path.touch()
+
+
 DAMAGES: dict[str, Damage] = {
     # Trees.
     "flipped": Damage(lambda at: flip(at.fs / "bin/tool"), "layer", "bin/again: its content differs (and 1 more)"),
@@ -212,6 +218,9 @@ DAMAGES: dict[str, Damage] = {
     "stack-layers": Damage(
         lambda at: edit(at.tree("stacks") / "stack.json", layers=[]), "stack", "contradicts itself", quick=True
     ),
+    "layer-file": Damage(lambda at: _file(at.tree("layers", 1)), "layer", "it is not there", quick=True),
+    "variant-file": Damage(lambda at: _file(at.tree("variants")), "variant", "it is not there", quick=True),
+    "stack-file": Damage(lambda at: _file(at.tree("stacks")), "stack", "it is not there", quick=True),
     # Blobs.
     "blob-flipped": Damage(lambda at: flip(at.blob(0), 5), "blob", "another digest", fetched=True),
     "blob-cut": Damage(lambda at: _cut(at.blob(1)), "blob", "bytes instead of", quick=True, fetched=True),

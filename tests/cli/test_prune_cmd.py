@@ -14,7 +14,7 @@ import pytest
 
 from pullpipe import usage
 from store import Digest, Store
-from tests.cli.rig import answer, fails, layers_of, layout_of, mounted_tree, ok, started, until
+from tests.cli.rig import answer, fails, file_layer, layers_of, layout_of, mounted_tree, ok, started, until
 from tests.conftest import Cli
 from tests.support.images import File, Hardlink, Layer, host_shell_layers
 from tests.support.registry import Registry
@@ -242,6 +242,35 @@ def test_what_is_not_the_stores(cli: Cli, container: str, store_root: Path) -> N
     assert {kind for kind, _ in pruned(cli, "--all", "--containers")} == {"container", "image", "layer", "blob"}
     assert answer(cli, "ps", "--all", "--format", "json") == []
     assert content(store_root) >= STRAYS
+
+
+@pytest.mark.parametrize("what", ["a layer", "a layer, by a link", "a blob", "a blob on its way"])
+def test_what_has_the_name_of(what: str, cli: Cli, layout: Path, store_root: Path) -> None:
+    """Whoever brings it tells what is in the way, which stays until somebody moves it; so does `verify`."""
+    layer, digest = file_layer("lower"), layers_of(layout)[0]["digest"]
+    place = store_root / {
+        "a layer": f"layers/{layer.diff_id}",
+        "a layer, by a link": f"layers/{layer.diff_id}",
+        "a blob": f"blobs/{digest}",
+        "a blob on its way": f"ingest/{digest.replace(':', '-')}",
+    }[what].replace(":", "/")
+    ok(cli, "images")
+    if what == "a layer":
+        place.write_text("mine")
+    elif what == "a layer, by a link":
+        place.symlink_to(store_root)
+    else:
+        place.mkdir()
+        (place / "mine").touch()
+    for _ in range(2):
+        line = fails(cli, "load", "--quiet", "--tag", "image:1", layout)
+        assert f"{place} is in the way" in line
+        assert "move it elsewhere" in line
+        found = {each["name"]: each["state"] for each in answer(cli, "verify", "--format", "json")}
+        assert found[str(place.relative_to(store_root))] == "leftover"
+    place.rename(store_root / "mine")
+    ok(cli, "load", "--quiet", "--tag", "image:1", layout)
+    assert {each["name"] for each in answer(cli, "verify", "--deep", "--format", "json")} == {"mine"}
 
 
 def test_what_a_crash_has_left(cli: Cli, image: str, store_root: Path) -> None:
