@@ -17,6 +17,7 @@ from store import Container, Corrupt, Digest, ImageRecord, NotInStore, Store, St
 from store.gc import Marks, Swept, sweep
 
 _ID_LENGTH = 64
+_NOTHING = Marks(set(), set(), set(), set())
 _ID = re.compile(r"(sha256:)?([0-9a-f]{4,64})")
 
 
@@ -261,9 +262,19 @@ def clean(store: Store, note: Callable[[str], None]) -> None:
         )
 
 
-def collect(store: Store) -> Swept:
-    """Removes what no image and no container leads to."""
-    return sweep(store, lambda: marks(store, store.images, store.containers))
+def everything(store: Store) -> Marks:
+    """All blobs and trees that are here."""
+    return Marks(set(store.blobs), set(store.layers), set(store.variants), set(store.stacks))
+
+
+def collect(store: Store, but: Marks = _NOTHING) -> Swept:
+    """Removes what no image and no container leads to, `but` these."""
+
+    def mark() -> Marks:
+        needed = marks(store, store.images, store.containers)
+        return Marks(*(one | other for one, other in zip(needed, but, strict=True)))
+
+    return sweep(store, mark)
 
 
 def marks(store: Store, images: Iterable[ImageRecord], containers: Iterable[Container]) -> Marks:
@@ -297,7 +308,7 @@ def marks(store: Store, images: Iterable[ImageRecord], containers: Iterable[Cont
             continue
         found.layers.update(info.layers)
         found.variants.update(info.variants)
-    return found if certain else Marks(set(store.blobs), set(store.layers), set(store.variants), set(store.stacks))
+    return found if certain else everything(store)
 
 
 def missing(store: Store, digest: Digest) -> list[Digest]:

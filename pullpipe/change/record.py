@@ -41,11 +41,12 @@ async def record(store: Store, draft: Draft, reference: Reference, options: Opti
     """
     source = _DraftSource(draft, store, reference)
     options = options._replace(platform=draft.platform)
+    before = local.everything(store)
     try:
         return (await pull(source, str(source.manifest.digest), str(reference), store, options, progress)).record
     except BaseException:
         with suppress(StoreError, OSError):
-            local.collect(store)  # a layer that is whole, and that nothing can go on with
+            local.collect(store, but=before)  # a layer that is whole, and that nothing can go on with
         raise
 
 
