@@ -84,11 +84,11 @@ class Mending:
             self._sources[reference.name] = await self._opened.enter_async_context(self._connect(reference))
         return self._sources[reference.name]
 
-    def replace_tree(self, survey: Survey, key: Key, made: Staging[Any]) -> str:
+    async def replace_tree(self, survey: Survey, key: Key, made: Staging[Any]) -> str:
         """Puts what has been made in the place of the tree that is there. Raises `InUse`, `StoreError` or `OSError`."""
         trees = survey.trees[key[0]]
         place = os.path.relpath(trees.files(key[1]), self._store.root)
-        self._store.flush()
+        await asyncio.to_thread(self._store.flush)
         with self._store.exclusive(), ExitStack() as held:
             for container in self._store.containers:
                 if key == ("stack", container.stack) or place in self._store.stacks.info(container.stack).lower:

@@ -274,7 +274,7 @@ class Replay:
             made.describe(info)
             if isinstance(info, LayerInfo) and not self._kept(info.diff_id):
                 await asyncio.to_thread(made.seal)
-            return mending.replace_tree(self._survey, key, made)
+            return await mending.replace_tree(self._survey, key, made)
 
         return await self._tell(key, problem, exchange)
 
