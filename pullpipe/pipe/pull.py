@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -146,6 +147,7 @@ class _Layers:
         self._progress = progress
         self._slots = asyncio.Semaphore(options.jobs)
         self._large_slots = asyncio.Semaphore(max(options.jobs - 1, 1))
+        self._turns: defaultdict[Digest, asyncio.Lock] = defaultdict(asyncio.Lock)  # of layers that have one blob
         self._blobs: dict[Digest, Ingest] = {}  # what has arrived and is proven, to be published if blobs are kept
         self._staged: dict[Digest, tuple[Staging[LayerInfo], LayerInfo]] = {}
 
@@ -278,7 +280,7 @@ class _Layers:
         Large layers leave one slot to the others, which would all wait for them.
         """
         large = self._large_slots if layer.size >= _LARGE else nullcontext()
-        async with large, self._slots:
+        async with large, self._slots, self._turns[layer.digest]:
             check_room(self._store, [layer])
             self._progress.started(layer)
             staging, result = await with_second_try(
@@ -302,7 +304,8 @@ class _Layers:
         staging = self._store.layers.stage(diff_id)
         owned.callback(staging.discard)  # nothing, once it is published
         try:
-            ingest = await free_ingest(self._store, layer, self._progress)
+            arrived = layer.digest in self._blobs  # for another diffID: one may be of another algorithm, or a lie
+            ingest = None if arrived else await free_ingest(self._store, layer, self._progress)
             if ingest is None:
                 blob = await self._blob(layer, owned)
                 with self._removing_damage(layer):

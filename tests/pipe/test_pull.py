@@ -622,6 +622,19 @@ def test_a_wrong_diff_id(tmp_path: Path, store: Store) -> None:
     assert os.listdir(os.path.join(store.root, "ingest")) == []
 
 
+@pytest.mark.parametrize("true", [True, False])
+def test_one_blob_by_two_diff_ids(true: bool, tmp_path: Path, store: Store) -> None:
+    """Of two algorithms; or one of them is a lie. The pull does not wait for itself."""
+    layer = LAYERS["one"]
+    other = f"sha512:{hashlib.sha512(layer.tar).hexdigest()}" if true else LAYERS["two"].diff_id
+    write_layout(tmp_path / "layout", {"t": Image([layer, layer])})
+    write_config(tmp_path / "layout", lambda config: config["rootfs"].update(diff_ids=[layer.diff_id, other]))
+    with nothing_left_behind(store), contextlib.nullcontext() if true else pytest.raises(VerificationError):
+        asyncio.run(asyncio.wait_for(start(Slow(tmp_path / "layout"), store), PATIENCE))
+    assert len(list(store.layers)) == 1 + true
+    assert os.listdir(os.path.join(store.root, "ingest")) == []
+
+
 @pytest.mark.parametrize("what", ["config", "layer"])
 @pytest.mark.parametrize("bytes_more", [-1, 1])
 def test_a_wrong_size(what: str, bytes_more: int, tmp_path: Path, store: Store) -> None:
