@@ -14,7 +14,7 @@ from pullpipe import local, stack
 from pullpipe.reference import DEFAULT_REGISTRY
 from store import Container, Digest, ImageRecord, InUse, NotInStore, Store, StoreError
 from store.gc import unused
-from store.trees import disk_usage
+from store.sizes import disk_usage
 
 WEEK = 7 * 24 * 3600.0  # seconds
 

@@ -16,8 +16,7 @@ from pullpipe.oci import Descriptor, chain_ids
 from pullpipe.progress import human_size
 from pullpipe.reference import Reference
 from store import Corrupt, Digest, NotInStore, Store, StoreError, Trees
-from store.compare import content_size
-from store.trees import disk_usage
+from store.sizes import content_size, disk_usage
 
 State: TypeAlias = Literal["damaged", "mended", "unchecked", "orphan", "leftover"]
 Key: TypeAlias = tuple[str, Digest]  # a blob's, layer's, variant's or stack's

@@ -36,23 +36,6 @@ def differences(tree: str, original: str) -> Iterator[str]:
         os.close(original_fd)
 
 
-def content_size(tree: str) -> int:
-    """The bytes of all regular files in the tree, those with several names counted once. Raises `OSError`."""
-    size = 0
-    linked: set[int] = set()
-    for path, directory, below in _directories(tree):
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                status = entry.stat(follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
-                    below.append(f"{path}{entry.name}/")
-                elif stat.S_ISREG(status.st_mode) and status.st_ino not in linked:
-                    size += status.st_size
-                    if status.st_nlink > 1:
-                        linked.add(status.st_ino)
-    return size
-
-
 def tree_digest(tree: str) -> Digest:
     """The digest of all that `differences` compares. Raises `OSError`.
 

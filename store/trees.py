@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
@@ -26,6 +25,7 @@ from store.errors import UNREADABLE, Corrupt, NotInStore
 from store.listing import in_the_way, listed, status_of
 from store.locks import DirectoryLock, Lock, exists, is_at
 from store.removal import REMOVED, Doomed, each_of, remove_tree
+from store.sizes import disk_usage
 
 
 class Info(Protocol):
@@ -286,28 +286,6 @@ def pinned(directories: Sequence[str]) -> Iterator[Callable[[], bool]]:
     finally:
         for fd in open_ones.values():
             os.close(fd)
-
-
-def disk_usage(path: str) -> int:
-    """Bytes on disk of what is at `path`, each file in there counted once; what vanishes counts nothing."""
-    seen: set[tuple[int, int]] = set()  # of files with several names; all would be too many
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return 0
-    total, pending = status.st_blocks * 512, [path] if stat.S_ISDIR(status.st_mode) else []
-    while pending:
-        with suppress(FileNotFoundError), os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                status = entry.stat(follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
-                    pending.append(entry.path)
-                elif status.st_nlink > 1:
-                    if (status.st_dev, status.st_ino) in seen:
-                        continue
-                    seen.add((status.st_dev, status.st_ino))
-                total += status.st_blocks * 512
-    return total
 
 
 def leftovers(root: str) -> list[str]:

@@ -14,10 +14,12 @@ import pytest
 
 from pullpipe import usage
 from store import Digest, Store
+from store.removal import remove_tree
 from tests.cli.rig import answer, fails, file_layer, layers_of, layout_of, mounted_tree, ok, started, until
 from tests.conftest import Cli
 from tests.support.images import File, Hardlink, Layer, host_shell_layers
 from tests.support.registry import Registry
+from tests.support.tree import nest
 
 pytestmark = pytest.mark.needs_root
 
@@ -319,6 +321,33 @@ def test_a_leftover_that_cannot_be_removed(
         assert len(done.stdout.splitlines()) == len(others)
         assert f"{stuck}: device or resource busy" in done.stderr
     assert pruned(cli) == [("leftover", "stuck.removed")]
+
+
+@pytest.mark.parametrize("place", ["image", "container", "leftover", "stray"])
+def test_deeper_than_a_path_can_name(cli: Cli, container: str, store_root: Path, tmp_path: Path, place: str) -> None:
+    """It is measured and told of, and goes with all else, but for what is nobody's."""
+    [upper] = (store_root / "containers").glob("*/upper")
+    top = {
+        "image": tmp_path / "files",
+        "container": upper,
+        "leftover": store_root / "staging" / "half",
+        "stray": store_root / "stray",
+    }[place]
+    top.mkdir(exist_ok=True)
+    os.close(nest(top, "d" * 200, 30))
+    try:
+        if place == "image":
+            ok(cli, "layer", "add", "-q", "shell:1", top, "-t", "deep:1")
+        kind = {"image": "layers", "container": "containers"}.get(place, f"{place}s")
+        assert answer(cli, "df", "--format", "json")[kind]["size"] >= blocks(top)
+        verified = {"leftover": "staging/half", "stray": "stray"}
+        found = answer(cli, "verify", "--format", "json")
+        assert [each["name"] for each in found] == ([verified[place]] if place in verified else [])
+        assert {kind for kind, _ in pruned(cli, "--all", "--containers")} >= {"container", "image", "layer", "blob"}
+        assert not {"container", "layer"} & {kind for kind, _ in pruned(cli, "--all", "--containers")}
+        assert [path.name for path in (store_root / "staging").iterdir()] == []
+    finally:
+        remove_tree(str(top))
 
 
 class TestDf:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from store.compare import content_size, differences, tree_digest
+from store.compare import differences, tree_digest
 from store.removal import remove_tree
+from tests.support.tree import nest
 
 pytestmark = pytest.mark.needs_root
 
@@ -159,12 +160,7 @@ def test_deeper_than_a_path_can_name(tmp_path: Path) -> None:
     trees = tmp_path / "first", tmp_path / "second"
     for tree in trees:
         tree.mkdir()
-        here = os.open(tree, os.O_RDONLY)
-        for _ in range(400):
-            os.mkdir("d" * 200, dir_fd=here)
-            below = os.open("d" * 200, os.O_RDONLY, dir_fd=here)
-            os.close(here)
-            here = below
+        here = nest(tree, "d" * 200, 400)
         with open(os.open("file", os.O_CREAT | os.O_WRONLY, 0o644, dir_fd=here), "w") as file:
             file.write(tree.name[0])
             file.flush()
@@ -172,11 +168,5 @@ def test_deeper_than_a_path_can_name(tmp_path: Path) -> None:
         os.close(here)
     bottom = "/".join(["d" * 200] * 400)
     assert f"{bottom}/file: its content differs" in compared(trees)
-    assert content_size(str(trees[0])) == 1
     for tree in trees:
         remove_tree(str(tree))
-
-
-def test_content_size(trees: tuple[Path, Path]) -> None:
-    """A file of several names counts once."""
-    assert content_size(str(trees[0])) == 1_100_000 + 7 + 7 + 6

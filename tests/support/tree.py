@@ -21,6 +21,17 @@ _IGNORED_XATTRS = "trusted.overlay."
 _MAX_PATH = 4096
 
 
+def nest(top: Path, name: str, depth: int) -> int:
+    """Makes so many directories of this name, each in the one before, however long that path is. The last one, open."""
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=here)
+        below = os.open(name, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    return here
+
+
 @dataclass(frozen=True)
 class Node:
     """One inode under one of its names. Directories have no size: it depends on the file system."""
