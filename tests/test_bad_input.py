@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import mmap
 import os
 import shutil
 import socket
@@ -805,16 +806,36 @@ class TestFullDisk:
             one_line(cli("run", "-q", f"{large}:files", "true"), 125, "no space left", "--root")
             assert cli("ps", "--quiet").stdout == ""
 
-    def test_a_container_that_finds_no_room(self, cli: Cli, store_root: Path, shell: str) -> None:
+    @pytest.mark.parametrize("options", [("--rm",), ("--rm", "-d")], ids=" ".join)
+    def test_a_container_that_finds_no_room(
+        self, cli: Cli, store_root: Path, shell: str, options: tuple[str, ...]
+    ) -> None:
         """Nothing stays of it, however far it has come: the next one finds what this one has found."""
         with mounted(store_root, "-t", "tmpfs", "-o", "size=64m,nr_inodes=500", "tmpfs"):
             assert cli("run", "-q", "--rm", shell).returncode == 0
             for inodes in range(8):
                 filled = filled_up(store_root / "staging" / "filled", "inodes", but=inodes)
                 for _ in range(2):
-                    one_line(cli("run", "-q", "--rm", shell), 125, "no space left")
+                    one_line(cli("run", "-q", *options, shell), 125, "no space left")
                     assert os.statvfs(store_root).f_ffree == inodes
                     assert os.listdir(store_root / "containers") == []
+                shutil.rmtree(filled)
+
+    @pytest.mark.parametrize("options", [(), ("-d",), ("--rm",), ("--rm", "-d")], ids=" ".join)
+    def test_a_container_whose_end_finds_no_room(
+        self, cli: Cli, store_root: Path, shell: str, options: tuple[str, ...]
+    ) -> None:
+        """One that has not begun is listed with its end, or not at all."""
+        with mounted(store_root, "-t", "tmpfs", "-o", "size=64m", "tmpfs"):
+            assert cli("run", "-q", "--rm", shell).returncode == 0
+            for pages in range(1, 7):
+                filled = filled_up(store_root / "staging" / "filled", "bytes")
+                os.truncate(filled / "file", (filled / "file").stat().st_size - pages * mmap.PAGESIZE)
+                done = cli("run", "-q", *options, shell)
+                one_line(done, 125, "no space left")
+                listed = json.loads(cli("ps", "--all", "--format=json").stdout)
+                assert all(each["exit_code"] == 125 and "--rm" not in options for each in listed)
+                assert cli("rm", *(each["id"] for each in listed)).returncode == 0 or not listed
                 shutil.rmtree(filled)
 
     @pytest.mark.parametrize("what", ["inodes", "bytes"])

@@ -222,27 +222,51 @@ def live(planned: Planned, streams: Streams, life: Life | None = None) -> Ended:
 
     Raises `RunError` when the command cannot be started, `KernelRefused`, `StoreError`, `OSError`.
     """
-    store, container, lock = planned.store, planned.container, planned.lock
     ended = Ended(RunError.exit_code)
     begun = _Begun(planned, life or Life())
     try:
-        state.write(store, container, begun.state)
+        state.write(planned.store, planned.container, begun.state)
         with _connected(planned) as connected:
             ended = (_hand_over if connected.options.runtime else _start)(connected, streams, begun)
     except RunError as error:
         ended = Ended(error.exit_code)
         raise
     finally:
-        state.forget(store, container, begun.state)
-        lock.leave(str(ended.exit_code).encode())
-        if planned.options.remove:
-            store.containers.remove(container, lock)
-        else:
-            moments = {"started": begun.state.started, "finished": time.time()}
-            store.containers.amend(container, **ended._asdict(), **moments)
-            lock.release()
+        _end(planned, ended, begun.state)
     streams.deliver()  # however long it takes, the container is not waited for
     return ended
+
+
+@contextlib.contextmanager
+def preparing(planned: Planned) -> Iterator[None]:
+    """For what is needed before `live`: if the block fails, the container has ended with that."""
+    try:
+        yield
+    except BaseException:
+        _end(planned, Ended(RunError.exit_code), State())
+        raise
+
+
+def _end(planned: Planned, ended: Ended, begun: State) -> None:
+    """Writes down how it has ended, or removes it, if that is wanted. Where there is no room to write, a new one that
+    has not begun is removed, too."""
+    store, container, lock = planned.store, planned.container, planned.lock
+    remove = planned.options.remove
+    try:
+        state.forget(store, container, begun)
+        try:
+            lock.leave(str(ended.exit_code).encode())
+            if not remove:
+                moments = {"started": begun.started, "finished": time.time()}
+                store.containers.amend(container, **ended._asdict(), **moments)
+        except OSError:
+            if not remove and (begun.started or planned.image is None):
+                raise
+            remove = True
+        if remove:
+            store.containers.remove(container, lock)
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -283,8 +307,9 @@ class _Begun(Life):
 
     def begun(self, withheld: int) -> None:
         rights, born = self._planned.options.walls.rights, state.born(self.pid)
-        self.state = self.state._replace(pid=self.pid, born=born, started=time.time(), rights=rights, withheld=withheld)
-        state.write(self._planned.store, self._planned.container, self.state)
+        begun = self.state._replace(pid=self.pid, born=born, started=time.time(), rights=rights, withheld=withheld)
+        state.write(self._planned.store, self._planned.container, begun)
+        self.state = begun  # without room for that, nothing has begun
         self._life.begun(withheld)
 
     def ended(self) -> None:

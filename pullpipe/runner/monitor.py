@@ -18,7 +18,9 @@ from store import Container, StoreError
 def start(planned: Planned) -> Container:
     """Starts what is planned, and returns when it has begun. Raises as `container.live` does."""
     told, telling = os.pipe()
-    if os.fork() == 0:
+    with container.preparing(planned):
+        child = linux.fork()
+    if child == 0:
         os.close(told)
         _stay(planned, telling)
     os.close(telling)
@@ -58,8 +60,9 @@ def _stay(planned: Planned, fd: int) -> NoReturn:
         # Whoever waits for the end of a pipe that we were given should not wait for the container's.
         process.close_all_but(planned.lock.fileno(), fd)
         linux.call_this_process(f"pullpipe: monitor of {planned.container.name}")
-        log = logs.Log(logs.path(planned.store, planned.container))
-        streams = Logged(log, interactive=planned.options.interactive, terminal=planned.options.terminal)
+        with container.preparing(planned):
+            log = logs.Log(logs.path(planned.store, planned.container))
+            streams = Logged(log, interactive=planned.options.interactive, terminal=planned.options.terminal)
         container.live(planned, streams, telling)
     except (PullpipeError, StoreError, OSError) as error:
         telling.tell(process.described(error))
