@@ -14,9 +14,12 @@ import signal
 import struct
 import sys
 from collections.abc import Callable, Mapping
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pullpipe.errors import KernelRefused
+
+if TYPE_CHECKING:
+    from threading import Thread
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -186,8 +189,24 @@ def fork() -> int:
     try:
         return os.fork()
     except OSError as error:
-        why = f"the kernel refused to make another process: {error.strerror}"
-        raise KernelRefused(f"{why}; allow more (--pids-limit, `ulimit -u`), or end some") from error
+        raise _too_many(error) from error
+
+
+def start_thread(work: Callable[[], None]) -> Thread:
+    """A thread that does this, and keeps nobody from ending. Raises `KernelRefused`."""
+    from threading import Thread  # which takes a while, and most commands need none
+
+    thread = Thread(target=work, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise _too_many(error) from error
+    return thread
+
+
+def _too_many(error: OSError | RuntimeError) -> KernelRefused:
+    why = f"the kernel refused to make another process: {getattr(error, 'strerror', error)}"
+    return KernelRefused(f"{why}; allow more (--pids-limit, `ulimit -u`), or end some")
 
 
 def fork_first() -> int:

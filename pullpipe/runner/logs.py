@@ -108,8 +108,6 @@ class _Following:
     """Waits for more to be written, or for the container's end."""
 
     def __init__(self, store: Store, container: Container) -> None:
-        from threading import Thread
-
         from pullpipe import linux
 
         self._written = linux.watch(path(store, container))
@@ -120,7 +118,7 @@ class _Following:
                 store.containers.wait(container)
             os.close(ends)
 
-        Thread(target=wait_for_end, daemon=True).start()
+        linux.start_thread(wait_for_end)
 
     def wait(self) -> None:
         if self._written in select.select([self._written, self._ended], [], [])[0]:

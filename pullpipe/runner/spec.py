@@ -116,7 +116,7 @@ def look_inside(rootfs: str, planned: Command) -> Identity:
     Raises `RunError`.
     """
     reader, writer = os.pipe()
-    child = os.fork()
+    child = linux.fork()
     if child == 0:
         os.close(reader)
         _look(rootfs, planned, writer)

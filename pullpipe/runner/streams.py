@@ -21,6 +21,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pullpipe import linux
 from pullpipe.errors import RunError
 
 if TYPE_CHECKING:
@@ -167,12 +168,9 @@ class _Copy:
     """A stream, copied by a thread."""
 
     def __init__(self, process: int) -> None:
-        from threading import Thread  # while the process starts
-
         self._process = process
         self._failure: Exception | None = None
-        self.thread = Thread(target=self._run, daemon=True)
-        self.thread.start()
+        self.thread = linux.start_thread(self._run)
 
     def _run(self) -> None:
         raise NotImplementedError

@@ -14,7 +14,7 @@ from pullpipe.errors import RunError
 from pullpipe.runner import cgroups
 from pullpipe.runner.cgroups import Hierarchy, hierarchies, planned
 from pullpipe.runner.limits import Limits
-from tests.conftest import Cli, leave_out
+from tests.conftest import PROJECT, Cli, leave_out
 from tests.runner.rig import BASE, Run, containers, error, line, out, pullpipe, started
 from tests.support.images import Image, write_layout
 from tests.support.users import User, somewhere
@@ -103,6 +103,35 @@ def test_no_process_more(run: Run, shell_root: Path) -> None:
         assert "--pids-limit" in error(pullpipe(shell_root, "exec", "full", "true"), 125)
     finally:
         out(pullpipe(shell_root, "rm", "-f", "full"))
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+@pytest.mark.parametrize("options", [("-i",), ("-d",), ("-d", "--rm")], ids=" ".join)
+def test_no_process_of_ours_more(
+    cli: Cli, image: None, store_root: Path, number: int, options: tuple[str, ...]
+) -> None:
+    """Be it the monitor, the container's first process or a thread that copies its streams; five are enough."""
+    command = [sys.executable, "-m", "pullpipe", "--root", str(store_root), "run", *options, "test", "true"]
+    limit, name = cgroups.plan(Limits(pids=number)), f"test-{os.getpid()}"
+    cgroups.make(limit, name)
+    places = [cgroups.directory(group, name) for group in limit]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=PROJECT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=60,
+            preexec_fn=lambda: cgroups.join(places, 0),
+        )
+    finally:
+        cgroups.remove(places)
+    if number < 5:
+        assert "--pids-limit" in error(done, 125)
+        assert [one["exit_code"] for one in containers(cli)] == ([] if "--rm" in options else [125])
+    else:
+        out(done)
 
 
 # Processors.
