@@ -838,6 +838,16 @@ class TestFullDisk:
                 assert cli("rm", *(each["id"] for each in listed)).returncode == 0 or not listed
                 shutil.rmtree(filled)
 
+    @pytest.mark.parametrize("options", [(), ("-d",), ("--rm",)], ids=" ".join)
+    def test_no_room_for_the_id(self, cli: Cli, tmp_path: Path, shell: str, options: tuple[str, ...]) -> None:
+        """On the file system of --cidfile: then there is no container, and no such file."""
+        with mounted(tmp_path / "full", "-t", "tmpfs", "-o", "size=64k", "tmpfs"):
+            filled_up(tmp_path / "full" / "filled", "bytes")
+            path = tmp_path / "full" / "id"
+            one_line(cli("run", "-q", *options, "--cidfile", path, shell), 125, f"--cidfile {path}", "no space left")
+            assert not path.exists()
+            assert json.loads(cli("ps", "--all", "--format=json").stdout) == []
+
     @pytest.mark.parametrize("what", ["inodes", "bytes"])
     @pytest.mark.parametrize("command", ["rm", "rmi", "prune", "prune --all --containers"])
     def test_room_can_be_made(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from pullpipe import local
 from pullpipe.cli import refused
@@ -15,6 +13,7 @@ from pullpipe.cli.limits import add_limit_options, limits_of
 from pullpipe.cli.provide import provide
 from pullpipe.cli.walls import absolute, add_wall_options, is_plain, walls_of
 from pullpipe.errors import BadArgument
+from pullpipe.local import LocalImage
 from pullpipe.look.chosen import Chosen
 from pullpipe.reference import Reference
 from pullpipe.runner import container
@@ -22,6 +21,7 @@ from pullpipe.runner.command import Overrides
 from pullpipe.runner.settings import STOP_TIMEOUT
 from pullpipe.runner.streams import Ours
 from pullpipe.runner.walls import Walls
+from store import Store
 
 HELP = "run a command in an image, pulling it first if it is not here"
 _HOSTNAME_LIMIT = 64  # bytes, the kernel's
@@ -114,9 +114,10 @@ def run(arguments: argparse.Namespace) -> int:
         runtime=_program(arguments.runtime),
     )
     streams = None if arguments.detach else Ours(interactive=options.interactive, terminal=options.terminal)
-    with _id_file(arguments.cidfile) as note:
+    if arguments.cidfile:
+        planned = _create_with_id_file(store, image, options, arguments.cidfile)
+    else:
         planned = container.create(store, image, options)
-        note(planned.container.id)
     if streams is None:
         from pullpipe.runner import monitor
 
@@ -132,24 +133,28 @@ def run(arguments: argparse.Namespace) -> int:
     return ended.exit_code
 
 
-@contextmanager
-def _id_file(path: str) -> Iterator[Callable[[str], object]]:
-    """Gives what writes a container's id there, if that is asked for: to a new file, which goes if no id comes."""
-    if not path:
-        yield len
-        return
+def _create_with_id_file(store: Store, image: LocalImage, options: container.Options, path: str) -> container.Planned:
+    """A new container, whose id stands in a new file; without the one there is no other."""
     try:
         file = open(path, "x", encoding="ascii")
     except FileExistsError as error:
         raise BadArgument(
             f"--cidfile {path} is there already, with another's id; remove it, or name another"
         ) from error
-    with file:
+    try:
+        planned = container.create(store, image, options)
         try:
-            yield file.write
-        except BaseException:
-            os.unlink(path)
-            raise
+            with file:
+                file.write(planned.container.id)
+        except BaseException as error:
+            store.containers.remove(planned.container, planned.lock)
+            if not isinstance(error, OSError):
+                raise
+            raise BadArgument(f"--cidfile {path} cannot be written: {error.strerror}; name another place") from error
+    except BaseException:
+        os.unlink(path)
+        raise
+    return planned
 
 
 def _program(name: str) -> str:
