@@ -181,12 +181,16 @@ def to_pull(store: Store, name: str) -> Reference:
 def container_or_image(store: Store, name: str) -> Container | LocalImage:
     """What is called so; a container first, as with Docker, but by the beginning of its id only if no image is.
 
-    Raises as `find` does.
+    Raises as `find` does; and `Corrupt` for a damaged container, if no image is called so.
     """
     try:
         container = store.containers.find(name)
     except NotInStore:
         return find(store, name)
+    except Corrupt:
+        with suppress(InvalidReference, NotFound):
+            return find(store, name)
+        raise
     if name not in (container.name, container.id):
         with suppress(InvalidReference):
             if record := by_name(store, Reference.parse(name)):

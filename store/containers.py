@@ -25,6 +25,7 @@ from store.locks import Lock, exists
 from store.removal import Doomed, each_of, remove_tree, removing
 
 _ID = re.compile("[0-9a-f]{64}")
+_SHOWN = re.compile("[0-9a-f]{12,64}")  # what listings show of an id, or more: no record needs to be read to find it
 
 
 class Container(NamedTuple):
@@ -107,9 +108,20 @@ class Containers:
             raise Corrupt(f"{path} is damaged; `pullpipe rm {container_id}` removes the container") from error
 
     def find(self, wanted: str) -> Container:
-        """The container with this name, or whose id starts so. Raises `NotInStore`."""
-        matches = [c for c in self if wanted and (c.name == wanted or c.id.startswith(wanted))]
+        """The container with this name, or whose id starts so.
+
+        Raises `NotInStore`; and `Corrupt` where the record is damaged, or that of another, which may be meant.
+        """
+        if _SHOWN.fullmatch(wanted):
+            ids = [container_id for container_id in self._ids() if container_id.startswith(wanted)]
+            if len(ids) == 1:
+                return self.get(ids[0])
+        found, damaged = self.salvaged()
+        matches = [c for c in found if wanted and (c.name == wanted or c.id.startswith(wanted))]
         exact = [c for c in matches if wanted in (c.name, c.id)]
+        if not exact:
+            for error in damaged.values():
+                raise error
         if len(exact or matches) != 1:
             what = "several containers match" if matches else "no container"
             raise NotInStore(f"{what} {wanted!r}; `pullpipe ps` lists them")

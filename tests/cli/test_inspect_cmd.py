@@ -67,6 +67,18 @@ def test_a_damaged_manifest_is_told(cli: Cli, image: str, layout: Path, store_ro
     assert "damaged" in fails(cli, "inspect", image)
 
 
+def test_a_damaged_container_hides_no_image(cli: Cli, image: str, store_root: Path, tmp_path: Path) -> None:
+    """Of what is called otherwise it may be the name; that is told."""
+    damaged = store_root / "containers" / ("d" * 64)
+    damaged.mkdir()
+    (damaged / "config.json").write_text("{")
+    assert answer(cli, "inspect", image)["reference"] == image
+    ok(cli, "export", "-o", tmp_path / "tree.tar", image)
+    for command in ("inspect", "export"):
+        for wanted in ("other", damaged.name):
+            assert f"pullpipe rm {damaged.name}" in fails(cli, command, wanted)
+
+
 def test_odd_strings_stay_json(cli: Cli, tmp_path: Path) -> None:
     """Whatever an image's owner wrote into its config."""
     env = ["A=\x1b[31mred", "B=ü\n\u2028", 'C="quoted"']

@@ -92,6 +92,16 @@ class TestFind:
         assert store.containers.find(first.id[:6]) == second
         assert store.containers.find(first.id[:7]) == first
 
+    def test_a_damaged_one_hides_no_other(self, store: Store) -> None:
+        """What may be its name is nobody's until it is gone."""
+        whole, damaged = create(store, "web"), create(store, "db")
+        Path(store.containers.path(damaged), "config.json").write_bytes(b"{")
+        for wanted in ("web", whole.id, whole.short_id):
+            assert store.containers.find(wanted) == whole
+        for wanted in ("db", "other", damaged.id, damaged.short_id):
+            with pytest.raises(Corrupt, match=f"rm {damaged.id}"):
+                store.containers.find(wanted)
+
     def test_not_by_part_of_a_name(self, store: Store) -> None:
         """Nor by nothing, nor by what two have."""
         create(store, "web")
