@@ -156,8 +156,9 @@ def remove(store: Store, found: Sequence[Waste]) -> tuple[list[Waste], list[Stor
     for each in found:
         if each.kind == "partial":
             attempt(partial(store.blobs.forget, Digest.parse(each.name)))
+    ended = {each.name for each in found if each.kind == "container"}
     for container in list(store.containers):
-        if ("container", container.name) in _names(found):
+        if container.name in ended:
             attempt(partial(store.containers.remove, container))
     for each in found:
         if each.kind == "image":
@@ -181,10 +182,6 @@ def _present(store: Store, found: Sequence[Waste]) -> set[tuple[str, str]]:
         *(("leftover", os.path.basename(path)) for path in store.leftovers()),
         *((kind, str(digest)) for kind, some in digests.items() for digest in some),
     }
-
-
-def _names(found: Sequence[Waste]) -> set[tuple[str, str]]:
-    return {(each.kind, each.name) for each in found}
 
 
 def _is_wanted(store: Store, container: Container, wanted: Wanted) -> bool:
