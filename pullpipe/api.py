@@ -23,7 +23,7 @@ from pullpipe.progress import Progress
 from pullpipe.reference import Reference
 from store import Store
 
-_DETACH = re.compile(r"-[it]*d[it]*|--det(a|ac|ach)?")  # as `pullpipe run` understands it
+_DETACH = re.compile(r"(?s)-[itq]*d.*|--det(a|ac|ach)?")  # as `pullpipe run` understands it: -du root
 
 
 class Layer(NamedTuple):

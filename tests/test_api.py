@@ -150,9 +150,9 @@ def test_arguments_that_cannot_be_meant(store: pullpipe.Store) -> None:
     for name in ("--volume=/etc:/h", "--help", "-d", ""):
         with pytest.raises(pullpipe.PullpipeError, match="invalid image reference"):
             asyncio.run(pullpipe.run(name, "alpine:3.20", "ls", store=store))
-    for option in ("-d", "--detach", "--deta", "-itd"):
+    for option in ("-d", "--detach", "--deta", "-itd", "-qd", "-du", "-dw/x"):
         with pytest.raises(pullpipe.PullpipeError, match="leave it away"):
-            asyncio.run(pullpipe.run("alpine:3.20", store=store, options=["--rm", option]))
+            asyncio.run(pullpipe.run("alpine:3.20", store=store, options=["--rm", option, "root"]))
 
 
 def test_its_names_can_be_seen() -> None:
