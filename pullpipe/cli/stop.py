@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator
 
 from pullpipe.cli.common import OneByOne, open_store, seconds
@@ -34,8 +35,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def stopped(store: Store, arguments: argparse.Namespace, each: OneByOne) -> Iterator[Container]:
     """All of them at once: each when it has ended."""
-    found = []
+    asked, found = time.monotonic(), []
     for wanted in arguments.containers:
         with each:
-            found.append(store.containers.find(wanted))
-    yield from ending.stop(store, found, arguments.timeout)
+            container = store.containers.find(wanted)
+            ending.ask_to_stop(store, container)
+            found.append(container)
+    for container in found:
+        with each:
+            ending.stop(store, container, asked, arguments.timeout)
+            yield container

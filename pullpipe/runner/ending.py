@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -67,27 +67,21 @@ def kill(store: Store, container: Container, number: int = signal.SIGKILL) -> No
             raise KernelRefused(f"{why}; do it where it was started, not in `pullpipe unshare`") from error
 
 
-def stop(store: Store, containers: Iterable[Container], timeout: int | None = None) -> Iterator[Container]:
-    """Sends them their stop signals, and SIGKILL to those that have not ended after so many seconds; their own, when
-    that is None; -1 is never. Yields each when it has ended; those that do not run have."""
-    started = time.monotonic()
-    containers = list(containers)
-    for container in containers:
-        try:
-            kill(store, container, signal_number(Settings.of(container).stop_signal))
-        except NotRunning:
-            continue
-    for container in containers:
-        seconds = Settings.of(container).stop_timeout if timeout is None else timeout
-        try:
-            with first_of(store, container) as first:
-                left = max(0, started + seconds - time.monotonic()) if seconds >= 0 else None
-                if not select.select([first.process], [], [], left)[0]:
-                    signal.pidfd_send_signal(first.process, signal.SIGKILL)
-        except NotRunning:
-            pass
-        wait(store, container)
-        yield container
+def ask_to_stop(store: Store, container: Container) -> None:
+    """Sends it its stop signal, if it runs. Raises `KernelRefused`."""
+    with suppress(NotRunning):
+        kill(store, container, signal_number(Settings.of(container).stop_signal))
+
+
+def stop(store: Store, container: Container, asked: float, timeout: int | None = None) -> None:
+    """Waits for the end of one that has been asked to, at that moment of `time.monotonic`. So many seconds later it is
+    sent SIGKILL; its own number of them, when that is None; -1 is never."""
+    seconds = Settings.of(container).stop_timeout if timeout is None else timeout
+    with suppress(NotRunning), first_of(store, container) as first:
+        left = max(0, asked + seconds - time.monotonic()) if seconds >= 0 else None
+        if not select.select([first.process], [], [], left)[0]:
+            signal.pidfd_send_signal(first.process, signal.SIGKILL)
+    wait(store, container)
 
 
 def wait(store: Store, container: Container) -> int:

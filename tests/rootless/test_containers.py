@@ -68,16 +68,19 @@ def test_removing_what_runs(more: tuple[str, ...], whose: tuple[User, tuple[str,
 
 
 def test_from_another_namespace(alice: User, give: Give) -> None:
-    """Root of one is nobody in another: what cannot be done there is said, and where it can."""
+    """Root of one is nobody in another: what cannot be done there is said, and where it can; the rest is done."""
     give(alice)
+    done(alice, "run", "--name", "ended", "test", "true")
     done(alice, "run", "-d", "--name", "c", "-u", "1000", "test", "sleep", "1000")
     try:
         pullpipe = (sys.executable, "-m", "pullpipe")
         said = done(alice, "unshare", *pullpipe, "kill", "c", code=1)
         assert said.endswith("do it where it was started, not in `pullpipe unshare`")
+        stopped = alice.pullpipe("unshare", *pullpipe, "stop", "c", "ended")
+        assert (stopped.returncode, stopped.stdout, stopped.stderr.count("\n")) == (1, "ended\n", 1)
         assert "be that user" in done(alice, "unshare", *pullpipe, "exec", "c", "true", code=125)
     finally:
-        done(alice, "rm", "-f", "c")
+        done(alice, "rm", "-f", "c", "ended")
 
 
 @pytest.mark.parametrize("running", [True, False])
