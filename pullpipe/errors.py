@@ -95,9 +95,16 @@ class WrongBlob(VerificationError):
 
 
 class LayerError(PullpipeError):
-    """A layer's archive is damaged, hostile, or of a kind that is not understood."""
+    """A layer's archive is damaged, hostile, or of a kind that is not understood.
+
+    `layer` is the digest of its blob or of its tar stream; empty as long as it is not known which layer it is.
+    """
 
     remedy = "; its owner has to mend it"
+
+    def __init__(self, reason: str, layer: str = "") -> None:
+        super().__init__(f"layer {layer} cannot be unpacked: {reason}{self.remedy}" if layer else reason)
+        self.reason, self.layer = reason, layer
 
 
 class LayerTooLarge(LayerError):

@@ -201,13 +201,7 @@ def make(
         except LayerError as error:
             if not made_of:
                 raise
-            raise BadArgument(f"{made_of} cannot be a layer: {reason(error)}") from error
+            raise BadArgument(f"{made_of} cannot be a layer: {error.reason}") from error
         if over not in ("nothing", "anything", made.manifest):
             progress.note(f"{name} is the changed image from now on; to pull it would bring the registry's back")
     print(name)
-
-
-def reason(error: LayerError) -> str:
-    """Without the layer's name, and without whom to turn to."""
-    text = str(error)
-    return (text.partition(" cannot be unpacked: ")[2] or text).removesuffix(error.remedy)

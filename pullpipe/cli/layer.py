@@ -19,7 +19,6 @@ from pullpipe.cli.changing import (
     new_name,
     note_of,
     opened,
-    reason,
 )
 from pullpipe.cli.common import add_unpack_options, open_store
 from pullpipe.errors import BadArgument, LayerError
@@ -125,10 +124,10 @@ def _drop(store: Store, image: LocalImage, name: Reference, arguments: argparse.
         make(store, draft, name, over, arguments)
     except LayerError as error:
         names = [(str(blob.digest), str(diff_id)) for blob, diff_id in image.layers]
-        needing = [number for number, both in enumerate(names, 1) if any(each in str(error) for each in both)]
+        needing = [number for number, both in enumerate(names, 1) if error.layer in both]
         if not needing:
             raise
         raise BadArgument(
-            f"layer {arguments.number} cannot be left out: layer {needing[-1]} needs it ({reason(error)}); "
+            f"layer {arguments.number} cannot be left out: layer {needing[-1]} needs it ({error.reason}); "
             "leave that one out first"
         ) from error

@@ -31,7 +31,7 @@ async def proven(outcome: Result | LayerError, blob: int, diff_id: Digest, layer
         found = await asyncio.to_thread(_digest, blob, layer.digest.algorithm)
         if found != layer.digest.hex:
             raise _wrong_blob(layer, found) from outcome
-        raise type(outcome)(f"layer {layer.digest} cannot be unpacked: {outcome}{outcome.remedy}") from outcome
+        raise type(outcome)(outcome.reason, str(layer.digest)) from outcome
     if outcome.blob != layer.digest.hex:
         raise _wrong_blob(layer, outcome.blob)
     if outcome.diff != diff_id.hex:

@@ -110,7 +110,7 @@ def trusted_below(below: Sequence[str], paths: Sequence[str]) -> list[tuple[str,
 def _needs_parents(layer: Layer, below: Sequence[str]) -> bool:
     if layer.info.unresolved:
         if not below:
-            raise LayerError(f"layer {layer.diff_id} cannot be unpacked: {layer.info.unresolved[0]}{LayerError.remedy}")
+            raise LayerError(layer.info.unresolved[0], str(layer.diff_id))
         return True
     for path in (*layer.info.implied, *layer.info.presumed):
         found = _look_up(below, path)
