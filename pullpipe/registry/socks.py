@@ -52,3 +52,5 @@ def errors() -> Iterator[None]:
     except ProxyError as error:
         transient = error.error_code not in (None, _FORBIDDEN)
         raise SocksError(f"it says: {str(error).lower()}", transient=transient) from error
+    except EOFError as error:  # which aiohttp-socks does not expect
+        raise SocksError("it broke off", transient=True) from error

@@ -119,6 +119,27 @@ def test_nobody_there(proxy: Socks) -> None:
     assert caught.value.transient
 
 
+@pytest.mark.parametrize(
+    "replies", [[b""], [b"\x05"], [b"HTTP/1.1 400 x\r\n\r\n"], [b"\x05\x00", b"\x05\x00\x00\x03\xffabc"]]
+)
+def test_what_is_no_socks_proxy(replies: list[bytes]) -> None:
+    """It answers something else, or breaks off."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for reply in replies:
+            await reader.read(1000)
+            writer.write(reply)
+        writer.close()
+
+    async def main() -> None:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            with pytest.raises(Unreachable, match=r"the proxy on the way to registry\.test: it (broke off|says)"):
+                await get("https://registry.test/", f"socks5://127.0.0.1:{port}")
+
+    asyncio.run(main())
+
+
 def test_no_such_host(proxy: Socks) -> None:
     with pytest.raises(Unreachable, match=r"no such host: a\.\.b"):
         asyncio.run(get("https://a..b/", f"socks5://{QUOTED}@{proxy.host}"))
