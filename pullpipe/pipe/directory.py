@@ -27,7 +27,7 @@ _SPARE = b".wh..wh.spare"  # a name that no entry makes
 _OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")
 # Not the archive's fault: the caller hears of them as what they are.
 _MACHINE_ERRORS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 )
 
 

@@ -7,6 +7,8 @@ and that a whiteout removes what is there.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pullpipe import local
 from pullpipe.errors import BadArgument, LayerError, VerificationError, WrongBlob
@@ -16,6 +18,7 @@ from pullpipe.pipe.whiteouts import set_trusted
 from pullpipe.pipe.worker import Job, Result
 from pullpipe.progress import Progress
 from store import Store
+from store.removal import remove_tree
 
 
 async def flatten(
@@ -26,15 +29,12 @@ async def flatten(
     With `ignore_owners`, files of owners that the user namespace does not have become root's.
 
     Raises `BadArgument` when it is not empty, `NotFound` when the store has not kept a blob, `VerificationError` when
-    one is damaged, `LayerError`, and `OSError`. What has been written by then stays, for the user to look at.
+    one is damaged, `LayerError`, and `OSError`.
     """
     blobs = [local.kept(store, image, layer, diff_id) for layer, diff_id in image.layers]
-    os.makedirs(directory, exist_ok=True)
-    if os.listdir(directory):
-        raise BadArgument(f"{directory} is not empty; name a new directory")
-    os.utime(directory, (0, 0))  # what stays, unless a layer describes its root
-    progress.plan(blobs, blobs)
-    with Worker() as worker:
+    with filling(directory), Worker() as worker:
+        os.utime(directory, (0, 0))  # what stays, unless a layer describes its root
+        progress.plan(blobs, blobs)
         for diff_id, layer in zip(image.config.diff_ids, blobs, strict=True):
             progress.started(layer)
             job = Job("flat", layer.size, layer.digest.algorithm, diff_id.algorithm, ignore_owners=ignore_owners)
@@ -57,3 +57,21 @@ async def flatten(
             progress.finished(layer)
             for warning in warnings:
                 progress.note(f"{layer.digest.short}: {warning}")
+
+
+@contextmanager
+def filling(directory: str) -> Iterator[None]:
+    """The block fills the directory, which is made, or is there and empty; and so it is again if the block fails.
+
+    Raises `BadArgument` when it is not empty, and `OSError`.
+    """
+    there = os.path.isdir(directory)
+    os.makedirs(directory, exist_ok=True)
+    if os.listdir(directory):
+        raise BadArgument(f"{directory} is not empty; name a new directory")
+    try:
+        yield
+    except BaseException:
+        for path in [os.path.join(directory, name) for name in os.listdir(directory)] if there else [directory]:
+            remove_tree(path)
+        raise

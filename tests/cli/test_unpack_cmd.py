@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.rig import fails, file_layer, layers_of, layout_of, ok
-from tests.conftest import Cli
+from tests.conftest import PROJECT, Cli
 from tests.support.images import Dir, Layer, Whiteout
 from tests.support.tree import snapshot
 
@@ -69,6 +72,25 @@ def test_a_damaged_blob(cli: Cli, image: str, layout: Path, store_root: Path, tm
     path.chmod(0o600)
     path.write_bytes(data)
     assert digest in fails(cli, "unpack", "-q", image, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("command", ["unpack", "bundle"])
+@pytest.mark.parametrize("there", [False, True])
+def test_what_fails_in_the_middle(cli: Cli, store_root: Path, tmp_path: Path, command: str, there: bool) -> None:
+    """Nothing of it stays, so that the same command can be tried again; and the image is not blamed."""
+    layers = file_layer("small"), file_layer("large", bytes(9 << 20))
+    ok(cli, "load", "-q", "-t", "a:1", layout_of(tmp_path / "layout", *layers))
+    target = tmp_path / "target"
+    if there:
+        target.mkdir()
+    words = [sys.executable, "-m", "pullpipe", "--root", str(store_root), command, "-q", "a:1", str(target)]
+    limited = ["prlimit", f"--fsize={8 << 20}", *words]
+    done = subprocess.run(limited, cwd=PROJECT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"pullpipe: error: .*: file too large; .*\n", done.stderr)
+    assert list(target.iterdir()) == [] if there else not target.exists()
+    ok(cli, command, "-q", "a:1", target)
 
 
 def test_whiteouts_touch_nothing_outside(cli: Cli, tmp_path: Path) -> None:
