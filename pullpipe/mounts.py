@@ -18,9 +18,13 @@ def mount(store: Store, name: str, directory: str, *, writable: bool = False) ->
 
     Raises `NotFound`, `BadArgument`, `KernelRefused`, `StoreError`, `OSError`.
     """
+    if not directory:
+        raise BadArgument("the directory to mount at has an empty name; give it one, and . for the current one")
     target = os.path.realpath(directory)
     if not os.path.isdir(target):
         raise BadArgument(f"{directory} is not a directory; make it first")
+    if any(os.path.commonpath((root, target)) in (root, target) for root in (store.root, os.path.realpath(store.root))):
+        raise BadArgument(f"what is mounted at {target} would hide the store at {store.root}; choose another directory")
     if os.path.ismount(target):
         raise BadArgument(f"something is mounted at {target} already; `pullpipe umount {target}` if it is ours")
     with store.shared():

@@ -358,7 +358,8 @@ class TestWritable:
 class TestRefused:
     def test_no_such_image(self, cli: Cli, store_root: Path, tmp_path: Path) -> None:
         """It is not pulled by the way; the error says how."""
-        assert "pullpipe pull example.org/a:1" in fails(cli, "mount", "example.org/a:1", tmp_path)
+        (tmp_path / "m").mkdir()
+        assert "pullpipe pull example.org/a:1" in fails(cli, "mount", "example.org/a:1", tmp_path / "m")
 
     @pytest.mark.parametrize("make", [Path.touch, None])
     def test_not_a_directory(self, cli: Cli, image: str, tmp_path: Path, make: object) -> None:
@@ -372,6 +373,20 @@ class TestRefused:
         with mounted(cli, image, tmp_path / "m") as target:
             assert "mounted at" in fails(cli, "mount", image, target)
             assert len(answer(cli, "ps", "--format", "json")) == 1
+
+    @pytest.mark.parametrize("where", ["", ".", "../root", "..", "../root/staging", "/"])
+    def test_where_it_would_hide_the_store(self, cli: Cli, image: str, store_root: Path, where: str) -> None:
+        """Nothing could end that: the store would not be found. An empty name is some variable's that is not set."""
+        here = store_root.parent / "here"
+        here.mkdir()
+        (here / "link").symlink_to(store_root)
+        words = ["--root", here / "link", "mount", image, where]
+        command = ["unshare", "--mount", sys.executable, "-P", "-m", "pullpipe", *map(str, words)]
+        environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+        done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert ("would hide the store" if where else "empty name") in done.stderr
+        assert answer(cli, "ps", "--format", "json") == []
 
     def test_umount_of_what_is_not_ours(self, cli: Cli, image: str, tmp_path: Path) -> None:
         """Another's mount stays mounted."""
