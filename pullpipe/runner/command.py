@@ -94,7 +94,8 @@ def with_variables(env: Mapping[str, str], variables: Iterable[str], ambient: Ma
 def identify(user: str, more_groups: tuple[str, ...] = (), read: Callable[[str], bytes] | None = None) -> Identity:
     """Looks up `USER[:GROUP]` and more groups, names or numbers, in the container's /etc/passwd and /etc/group.
 
-    `read` gives these files' contents where this is not the container. Raises `RunError`.
+    `read` gives these files' contents where this is not the container. A group that only the image makes the user a
+    member of, and that the user namespace does not have, is left out. Raises `RunError`.
     """
     read = read or _read
     name, colon, group = (user or "0").partition(":")
@@ -112,7 +113,8 @@ def identify(user: str, more_groups: tuple[str, ...] = (), read: Callable[[str],
         gid = _group(group, groups_file, "--user")
     elif account:
         members = [fields for fields in groups_file if account[0] in fields[3].split(",")]
-        groups = tuple(_id(fields[2], f"group {fields[0]!r}") for fields in members)
+        numbers = (_id(fields[2], f"group {fields[0]!r}") for fields in members)
+        groups = tuple(number for number in numbers if namespace.has("group", number))
     more = [_group(one, groups_file, "--group-add") for one in more_groups]
     groups = tuple(sorted({gid, *groups, *more}))
     for what, number in (("user", uid), *(("group", one) for one in groups)):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.conftest import require
 from tests.rootless.conftest import Give, readable_layout
 from tests.support.images import Dir, File, Hardlink, Image, Layer, Symlink
 from tests.support.users import User
@@ -42,6 +43,25 @@ def test_an_image_of_roots_files_alone(bob: User, give: Give) -> None:
     first, second, *_ = done.stdout.splitlines()
     assert first.split() == ["0", str(bob.uid), "1"]
     assert second == "0:0"
+
+
+@pytest.mark.parametrize("handed", [(), ("--runtime=runc",)], ids=["ours", "runc"])
+def test_groups_that_only_the_image_knows(bob: User, give: Give, handed: tuple[str, ...]) -> None:
+    """Alpine's root is a member of some; without ids for them it is of none. What the user asks for is an error."""
+    if handed:
+        require("runc")
+    group = b"root:x:0:root\nbin:x:1:root,bin,daemon\nwheel:x:10:root\n"
+    give(bob, [File("etc/group", group)])
+    run = ("run", "--rm", "--network=none", *handed)
+    for options in ((), ("-u", "root"), ("-u", "0:root")):
+        done = bob.pullpipe(*run, *options, "test", "id", "-G")
+        assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+    for options, what in (
+        (("--group-add", "wheel"), "group 10"),
+        (("-u", "0:1"), "group 1"),
+        (("-u", "65534"), "user 65534"),
+    ):
+        assert f"does not have {what};" in error(bob, *run, *options, "test", "true", code=125)
 
 
 def test_ignored_owners(bob: User, give: Give) -> None:
