@@ -159,7 +159,7 @@ async def run(
     reference: str, *command: str, store: Store, options: Sequence[str] = (), stdin: bytes | None = None
 ) -> Completed:
     """Runs the command in a new container, which is removed afterwards. A process of its own does that, so it may be
-    called from any thread, and as often as one likes at a time. Cancelled, it ends the container.
+    called from any thread, and as often as one likes at a time. Cancelled, it ends the container, and removes it, too.
 
     `options` are those of `pullpipe run`, but for --detach; without a command, the image's is run. What goes wrong in
     that process is told by its exit code. Raises `InvalidReference`, `BadArgument`, and `NotFound` for an id.
@@ -167,20 +167,28 @@ async def run(
     _ = local.by_id(store, reference) or Reference.parse(reference)  # it stands where an option could
     if any(map(_DETACH.fullmatch, options)):
         raise BadArgument("options has --detach, and this waits for the command's end; leave it away")
-    words = [sys.executable, "-P", "-m", "pullpipe", "--root", store.root, "run", "--rm", "--quiet"]
-    words += [*(["--interactive"] if stdin is not None else []), *options, reference, *command]
+    program = [sys.executable, "-P", "-m", "pullpipe", "--root", store.root]
+    environment, name = modules.environment(), f"run-{os.urandom(6).hex()}"
+    words = ["run", "--rm", "--quiet", f"--name={name}", *(["--interactive"] if stdin is not None else []), *options]
     process = await asyncio.create_subprocess_exec(
+        *program,
         *words,
+        reference,
+        *command,
         stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=modules.environment(),
+        env=environment,
     )
     try:
         output, errors = await process.communicate(stdin)
     except asyncio.CancelledError:
         process.kill()  # and the kernel the container with it
         await process.wait()
+        # What a killed one has left goes with the next command, whatever name `options` gave it; with this one at once.
+        null = asyncio.subprocess.DEVNULL
+        remover = await asyncio.create_subprocess_exec(*program, "rm", name, stdout=null, stderr=null, env=environment)
+        await remover.wait()
         raise
     assert process.returncode is not None
     return Completed(process.returncode, output, errors)

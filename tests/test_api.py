@@ -112,14 +112,15 @@ def test_mounted_and_run(reference: str, store: pullpipe.Store, tmp_path: Path) 
     assert list(store.containers) == []
 
 
-def test_run_is_cancelled(reference: str, store: pullpipe.Store, tmp_path: Path) -> None:
-    """The container ends with it."""
+@pytest.mark.parametrize("named", [(), ("--name=mine",)], ids=["unnamed", "named"])
+def test_run_is_cancelled(reference: str, store: pullpipe.Store, tmp_path: Path, named: tuple[str, ...]) -> None:
+    """The container ends with it, and is gone."""
     asyncio.run(pullpipe.pull(reference, store, plain_http=True))
     os.mkfifo(tmp_path / "begun")
 
     async def cancelled() -> None:
-        command = ["sh", "-c", "echo >/shown/begun; exec sleep 1000"]
-        options = [f"--volume={tmp_path}:/shown", "--user=0"]
+        command = ["sh", "-c", "trap '' TERM; echo >/shown/begun; while :; do echo x >>/file; done"]
+        options = [f"--volume={tmp_path}:/shown", "--user=0", *named]
         running = asyncio.create_task(pullpipe.run(reference, *command, store=store, options=options))
         await asyncio.to_thread((tmp_path / "begun").read_bytes)
         assert [one for one in store.containers if store.containers.is_running(one)]
@@ -128,7 +129,7 @@ def test_run_is_cancelled(reference: str, store: pullpipe.Store, tmp_path: Path)
             await running
 
     asyncio.run(cancelled())
-    assert not [one for one in store.containers if store.containers.is_running(one)]
+    assert list(store.containers) == []
 
 
 def test_errors(reference: str, store: pullpipe.Store) -> None:

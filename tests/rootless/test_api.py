@@ -1,0 +1,39 @@
+"""The Python API of a user who is not root; what differs from root's (tests/test_api.py)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.rootless.conftest import Give
+from tests.support.users import User
+
+pytestmark = pytest.mark.needs_root
+
+
+def program(user: User, *lines: str) -> subprocess.CompletedProcess[str]:
+    """Has the user run a program that has imported the API."""
+    return user.run(sys.executable, "-c", "\n".join(["import asyncio, os, threading, pullpipe", *lines]))
+
+
+def test_run_is_cancelled(alice: User, give: Give) -> None:
+    """The container is gone, with its files of all owners, whoever is root of them."""
+    give(alice)
+    script = "mkdir -m 700 d; touch d/f; chown -R 5:5 d; echo > /shown/begun; exec sleep 1000"
+    done = program(
+        alice,
+        "async def main():",
+        "    store = pullpipe.open_store()",
+        "    os.mkfifo('begun')",
+        f"    command, options = ['sh', '-c', {script!r}], ['-v', os.getcwd() + ':/shown']",
+        "    running = asyncio.create_task(pullpipe.run('test', *command, store=store, options=options))",
+        "    await asyncio.to_thread(lambda: open('begun').read())",
+        "    print(len(list(store.containers)))",
+        "    running.cancel()",
+        "    await asyncio.wait([running])",
+        "    print(len(list(store.containers)))",
+        "asyncio.run(main())",
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n0\n"), done.stderr
