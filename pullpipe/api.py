@@ -83,6 +83,7 @@ def become_root() -> None:
     once. Raises `NeedsRoot`.
     """
     if os.geteuid() != 0:
+        os.environ.setdefault("HOME", os.path.expanduser("~"))  # inside, that would be root's
         rootless.enter()
 
 

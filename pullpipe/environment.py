@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from store import namespace
+
 if TYPE_CHECKING:
     from pullpipe.registry.hosts import Hosts
     from pullpipe.registry.tokens import TokenCache
@@ -17,7 +19,7 @@ def default_root() -> str:
     """Where the store is unless the user says otherwise."""
     if root := os.environ.get("PULLPIPE_ROOT"):
         return root
-    if os.geteuid() == 0:
+    if namespace.user() == 0:  # whoever we have become since: the store is the same before and after
         return "/var/lib/pullpipe"
     return os.path.join(os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share"), "pullpipe")
 

@@ -37,3 +37,14 @@ def test_run_is_cancelled(alice: User, give: Give) -> None:
         "asyncio.run(main())",
     )
     assert (done.returncode, done.stdout) == (0, "1\n0\n"), done.stderr
+
+
+@pytest.mark.parametrize("first", ["store = pullpipe.open_store()", ""], ids=["opened before", "only after"])
+def test_the_store_of_who_has_become_root(alice: User, first: str) -> None:
+    """It is the user's own, and so is the home directory that settings are looked for in."""
+    done = program(alice, first, "pullpipe.become_root()", "print(pullpipe.open_store().root)")
+    assert (done.returncode, done.stdout) == (0, f"{alice.store}\n"), done.stderr
+    look = "print(os.path.expanduser('~'))"
+    done = program(alice, "del os.environ['HOME']", look, "pullpipe.become_root()", look)
+    before, after = done.stdout.splitlines()
+    assert before == after
