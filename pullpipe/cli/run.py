@@ -55,9 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--group-add", action="append", default=[], metavar="GROUP", help="be a member of this one, too; name or number"
     )
-    parser.add_argument(
-        "--runtime", default="", metavar="PROGRAM", help="have runc, crun or their like build and run it"
-    )
+    parser.add_argument("--runtime", metavar="PROGRAM", help="have runc, crun or their like build and run it")
     parser.add_argument("--explain", action="store_true", help="run nothing: print the shell commands that would do it")
     add_wall_options(parser)
     add_limit_options(parser)
@@ -93,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
             "limits": limits is not None,
             "a terminal of its own": arguments.tty,
             "the background": arguments.detach,
-            "another runtime": bool(arguments.runtime),
+            "another runtime": arguments.runtime is not None,
         }
         left_out = [words for words, is_asked in asked.items() if is_asked]
         http = arguments.plain_http
@@ -157,9 +155,9 @@ def _create_with_id_file(store: Store, image: LocalImage, options: container.Opt
     return planned
 
 
-def _program(name: str) -> str:
+def _program(name: str | None) -> str:
     """Where a runtime is."""
-    if not name:
+    if name is None:
         return ""
     import shutil
 

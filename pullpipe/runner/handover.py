@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pullpipe import linux, stack
 from pullpipe.errors import CommandNotExecutable, CommandNotFound, PullpipeError, RunError
-from pullpipe.runner import cgroups, names, process, signals, spec
-from pullpipe.runner.streams import NULL, Streams
-from pullpipe.runner.terminal import our_size
+from pullpipe.runner import cgroups, names, process, signals, spec, terminal
+from pullpipe.runner.streams import Streams
 from store import Container, StoreError
 
 if TYPE_CHECKING:
@@ -57,10 +56,13 @@ def become(planned: Planned, streams: Streams, channel: socket.socket) -> NoRetu
     """In the first process of a PID namespace: becomes the runtime."""
     try:
         signals.reset()
-        if streams.terminal:  # ours is the runtime's, which relays it to the container's, and gets our keys
-            process.take((0 if planned.options.interactive else NULL, 1, 2))
+        os.setsid()
+        if streams.terminal:  # the runtime wants one of its own, which it relays to the container's
+            master, slave = os.openpty()
+            socket.send_fds(channel, [b"t"], [master])
+            channel.recv(1)  # until the terminal has its size
+            terminal.become_controlling(slave)
         else:
-            os.setsid()
             process.take(streams.given)
         process.close_all_but(channel.fileno())
         linux.unshare(linux.CLONE_NEWNS)
@@ -94,7 +96,7 @@ def _prepare(planned: Planned) -> None:
         options.walls,
         rootfs=rootfs,
         hostname=hostname,
-        terminal=our_size() if options.terminal else None,
+        terminal=terminal.our_size() if options.terminal else None,
         files=names.write_files(_path(planned), hostname, options.walls.network),
         limits=options.limits,
         cgroup=cgroups.path(planned.groups[0], planned.container.id) if planned.groups else "",

@@ -43,7 +43,8 @@ def document(
     `terminal` has rows and columns, zeros where they are unknown. `cgroup` is a path from the top of cgroup v2; without
     it, the runtime chooses.
 
-    Raises `RunError` for a limit that cannot be kept, `BadConfiguration` for a seccomp profile that is none.
+    Raises `RunError` for a limit that cannot be kept, and for text that JSON does not have; `BadConfiguration` for a
+    seccomp profile that is none.
     """
     process: dict[str, Any] = {
         "terminal": terminal is not None,
@@ -75,7 +76,7 @@ def document(
     if (filtered := seccomp.section(walls.seccomp, walls.rights.capabilities)) is not None:
         isolated["seccomp"] = filtered
     asked_for = sorted(walls.mounts, key=lambda one: one.target.rstrip("/").count("/"))
-    return {
+    whole = {
         "ociVersion": _VERSION,
         "process": process,
         "root": {"path": rootfs, "readonly": walls.read_only},
@@ -84,6 +85,20 @@ def document(
         "annotations": dict(annotations or {}),
         "linux": isolated,
     }
+    _check_text(whole)
+    return whole
+
+
+def _check_text(document: dict[str, Any]) -> None:
+    """Bytes that are no UTF-8 would come to the command as others; what is told of the text is no variable's value."""
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        begin = error.object.rindex('"', 0, error.start) + 1
+        name = error.object[begin : error.end].partition("=")[0]
+        raise RunError(
+            f"what begins with {name!a} is not UTF-8, and a runtime's configuration can hold nothing else; write it so"
+        ) from error
 
 
 def image_annotations(config: ImageConfig, document: bytes) -> dict[str, str]:
@@ -175,12 +190,13 @@ def _usual(walls: Walls) -> list[dict[str, Any]]:
     if namespace.in_user_namespace() and walls.network.kind == "host":  # which is not that namespace's to show
         sys = mount("/sys", "bind", "rbind", "rprivate", "rro", *_GUARD, source="/sys")
     shm = mount("/dev/shm", "tmpfs", *_GUARD, "mode=1777", f"size={walls.shm_size}", source="shm")
+    of_the_machine = walls.host_ipc and namespace.in_user_namespace()  # whose root may not show the machine's queues
     terminals = ("newinstance", "ptmxmode=0666", "mode=0620", *(["gid=5"] if namespace.has("group", 5) else []))
     return [
         mount("/proc", "proc", *_GUARD),
         mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
         mount("/dev/pts", "devpts", "nosuid", "noexec", *terminals),
-        mount("/dev/mqueue", "mqueue", *_GUARD),
+        *([] if of_the_machine else [mount("/dev/mqueue", "mqueue", *_GUARD)]),
         mount("/dev/shm", "bind", "rbind", *_GUARD, source="/dev/shm") if walls.host_ipc else shm,
         sys,
         mount("/sys/fs/cgroup", "cgroup", *_GUARD, "relatime", "ro"),

@@ -118,6 +118,10 @@ def test_a_runtime(bob: User, give: Give) -> None:
     require("runc")
     give(bob)
     assert done(bob, "run", "--rm", "--runtime=runc", "test", "stat", "-c", "%u", "/dev/pts/ptmx") == "0"
+    look = "test -w /dev/shm && ls /dev"
+    for options in ((), ("--runtime=runc",)):  # only the machine's root may show the machine's message queues
+        shown = done(bob, "run", "--rm", "--ipc=host", *options, "test", "sh", "-c", look)
+        assert "mqueue" not in shown.split()
 
 
 def test_whose_groups(alice: User, bob: User, give: Give) -> None:

@@ -293,6 +293,9 @@ def test_a_command_ended_by_a_signal(hand_over: Run) -> None:
         (("--network=private", "--sysctl=net.ipv4.ip_forward=1"), "true", 125, "private network cannot be handed over"),
         (("--memory=1m",), "true", 125, "6m at least"),
         (("--runtime=no-such-runtime",), "true", 125, "no program 'no-such-runtime'"),
+        (("--runtime=",), "true", 125, "no program ''"),
+        (("--env=NAME=secret\udcff",), "true", 125, "what begins with 'NAME' is not UTF-8"),
+        ((), "\udcff", 125, "is not UTF-8"),
     ],
 )
 def test_what_does_not_start(options: tuple[str, ...], command: str, code: int, why: str, hand_over: Run) -> None:
@@ -373,6 +376,12 @@ def test_a_terminal(shell_root: Path) -> None:
         shown.expect("interrupted\r\n")
         assert shown.process.wait(PATIENCE) == 4
         assert shown.modes() == shown.before
+
+
+def test_a_terminal_where_we_have_none(cli: Cli, image: None) -> None:
+    """The command has one all the same, as without a runtime."""
+    done = cli("run", "--rm", "-t", "--runtime=runc", "test", "sh", "-c", "tty; exit 3")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "/dev/pts/0\n", "")
 
 
 def begun(cli: Cli) -> bool:
