@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
-from pullpipe import local, modules, mounts, rootless
+from pullpipe import linux, local, modules, mounts, rootless
 from pullpipe.environment import default_root, hosts, token_cache
 from pullpipe.errors import BadArgument, NeedsRoot
 from pullpipe.local import LocalImage
@@ -77,7 +77,8 @@ def open_store(root: str | None = None) -> Store:
 
 
 def become_root() -> None:
-    """Without root: enters a user namespace, where this process has root's rights over its own store.
+    """Without root: enters a user namespace, where this process has root's rights over its own store, and a mount
+    namespace: what is `mounted` from here on is seen by this process and those that it starts.
 
     All but `images`, `image` and `run` need it, of users who are not root. To be called before there are threads, and
     once. Raises `NeedsRoot`.
@@ -85,6 +86,8 @@ def become_root() -> None:
     if os.geteuid() != 0:
         os.environ.setdefault("HOME", os.path.expanduser("~"))  # inside, that would be root's
         rootless.enter()
+        linux.unshare(linux.CLONE_NEWNS)  # the machine's mounts are not that root's to add to
+        linux.keep_mounts_here()
 
 
 async def pull(
@@ -147,13 +150,18 @@ def mounted(reference: str, directory: str, store: Store, *, writable: bool = Fa
     """Shows the image's tree at the directory for the length of the block.
 
     What is written into a writable one stays, as a container that `commit` makes an image of. Raises `NotFound`,
-    `BadArgument`, `KernelRefused`.
+    `BadArgument`, `NeedsRoot`, and `KernelRefused`: also at the end of the block, when something in it is still open.
+    Then it stays mounted, unless the block has failed.
     """
+    if os.geteuid() != 0:
+        raise NeedsRoot("to mount an image takes root's rights; call pullpipe.become_root() first")
     target = mounts.mount(store, reference, directory, writable=writable)
     try:
         yield target
-    finally:
-        mounts.umount(store, target)
+    except BaseException:
+        mounts.umount(store, target, busy=True)  # the failure's own frames may have something open in it
+        raise
+    mounts.umount(store, target)
 
 
 async def run(

@@ -49,8 +49,9 @@ def mount(store: Store, name: str, directory: str, *, writable: bool = False) ->
     return target
 
 
-def umount(store: Store, directory: str) -> str:
-    """Ends that. What was written into a writable mount stays, as a container.
+def umount(store: Store, directory: str, *, busy: bool = False) -> str:
+    """Ends that; also if it is `busy`, but for those who have something open in it. What was written into a writable
+    mount stays, as a container.
 
     Raises `BadArgument`, `KernelRefused`.
     """
@@ -61,7 +62,7 @@ def umount(store: Store, directory: str) -> str:
     if not mounted:
         raise BadArgument(f"no mount of this store is at {target}; `pullpipe ps` lists them")
     container = mounted[-1]
-    linux.umount(target, linux.UMOUNT_NOFOLLOW)
+    linux.umount(target, linux.UMOUNT_NOFOLLOW | (linux.MNT_DETACH if busy else 0))
     if os.listdir(os.path.join(store.containers.path(container), "upper")):
         store.containers.update(container._replace(target="", exit_code=0))
     else:

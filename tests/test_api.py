@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,29 @@ def test_mounted_and_run(reference: str, store: pullpipe.Store, tmp_path: Path) 
     assert missing.exit_code == 127
     assert missing.errors.startswith(b"pullpipe: error: ")
     assert list(store.containers) == []
+
+
+def test_mounted_and_busy(reference: str, store: pullpipe.Store, tmp_path: Path) -> None:
+    """When the block fails, that is heard of, and nothing stays mounted, whatever it has left open; else, this is."""
+    asyncio.run(pullpipe.pull(reference, store, plain_http=True))
+    target = tmp_path / "mnt"
+    target.mkdir()
+    left_open = ExitStack()
+
+    def block(*, fails: bool) -> None:
+        with pullpipe.mounted(reference, str(target), store, writable=True) as directory:
+            left_open.enter_context(Path(directory, "new").open("w"))
+            if fails:
+                raise ZeroDivisionError
+
+    with left_open, pytest.raises(ZeroDivisionError):
+        block(fails=True)
+    assert list(target.iterdir()) == []
+    [container] = store.containers
+    assert os.listdir(os.path.join(store.containers.path(container), "upper")) == ["new"]
+    with left_open, pytest.raises(pullpipe.PullpipeError, match="busy"):
+        block(fails=False)
+    subprocess.run(["umount", target], check=True)
 
 
 @pytest.mark.parametrize("named", [(), ("--name=mine",)], ids=["unnamed", "named"])

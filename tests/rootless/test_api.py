@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.rootless.conftest import Give
+from tests.support.images import File
 from tests.support.users import User
 
 pytestmark = pytest.mark.needs_root
@@ -48,3 +49,25 @@ def test_the_store_of_who_has_become_root(alice: User, first: str) -> None:
     done = program(alice, "del os.environ['HOME']", look, "pullpipe.become_root()", look)
     before, after = done.stdout.splitlines()
     assert before == after
+
+
+def test_mounted(alice: User, give: Give) -> None:
+    """By root only, and seen in this process and those that it starts."""
+    give(alice, [File("f", b"of the image")])
+    (alice.home / "m").mkdir(mode=0o777)
+    done = program(
+        alice,
+        "store = pullpipe.open_store()",
+        "try:",
+        "    with pullpipe.mounted('test', 'm', store): pass",
+        "except pullpipe.PullpipeError as error:",
+        "    print(type(error).__name__, error)",
+        "pullpipe.become_root()",
+        "with pullpipe.mounted('test', 'm', store):",
+        "    print(open('m/f').read())",
+    )
+    assert done.returncode == 0, done.stderr
+    refused, read = done.stdout.splitlines()
+    assert refused == "NeedsRoot to mount an image takes root's rights; call pullpipe.become_root() first"
+    assert read == "of the image"
+    assert list((alice.home / "m").iterdir()) == []
