@@ -28,6 +28,11 @@ def enter() -> None:
 
     Raises `NeedsRoot`, with what keeps it from that.
     """
+    if (threads := len(os.listdir("/proc/self/task"))) > 1:  # the kernel would say EINVAL
+        why = f"a process with {threads} threads cannot enter one"
+        raise NeedsRoot(
+            f"without root this takes a user namespace, and {why}; do it before there are others, or use sudo"
+        )
     uid, gid = os.geteuid(), os.getegid()
     uids, gids = _ranges(_SUBUID, uid), _ranges(_SUBGID, uid)
     if uids and gids:

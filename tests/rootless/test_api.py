@@ -71,3 +71,18 @@ def test_mounted(alice: User, give: Give) -> None:
     assert refused == "NeedsRoot to mount an image takes root's rights; call pullpipe.become_root() first"
     assert read == "of the image"
     assert list((alice.home / "m").iterdir()) == []
+
+
+def test_threads(alice: User) -> None:
+    """With others in the process the kernel makes no user namespace, and that is what is said."""
+    done = program(
+        alice,
+        "end = threading.Event()",
+        "threading.Thread(target=end.wait).start()",
+        "try:",
+        "    pullpipe.become_root()",
+        "except pullpipe.PullpipeError as error:",
+        "    print(error)",
+        "end.set()",
+    )
+    assert "a process with 2 threads cannot enter one; do it before there are others" in done.stdout, done.stderr
