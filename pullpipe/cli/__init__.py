@@ -79,12 +79,19 @@ DESCRIPTION = "Pull container images while unpacking them, stack their layers, r
 
 _STDOUT = "standard output"
 _REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EACCES: "use sudo",
+    errno.EPERM: "use sudo",
+    errno.EIO: "check the disk",
+}
+_REMEDIES_OF_STORES = {
+    **_REMEDIES,
     errno.ENOSPC: "free some space, or name another place with --root",
     errno.EDQUOT: "free some of your quota, or name another place with --root",
     errno.EROFS: "name a writable place with --root",
     errno.EACCES: "use sudo, or name a place of your own with --root",
     errno.EPERM: "use sudo, or name a place of your own with --root",
-    errno.EIO: "check the disk",
 }
 
 
@@ -226,31 +233,37 @@ def _guarded(module: ModuleType, arguments: argparse.Namespace) -> int:
     except (PullpipeError, StoreError, OSError) as error:
         if arguments.log_level == "debug":
             raise
-        return tell(error, getattr(module, "FAILURE", 1))
+        return tell(error, getattr(module, "FAILURE", 1), arguments.root)
     except Exception as error:
         if arguments.log_level == "debug":
             raise
-        what = _one_line(PullpipeError(f"this is a bug: {type(error).__name__}: {error}"))
+        what = _one_line(PullpipeError(f"this is a bug: {type(error).__name__}: {error}"), arguments.root)
         print(f"pullpipe: error: {what}; report it with what --log-level debug shows", file=sys.stderr)
         return getattr(module, "FAILURE", 1)
     return code
 
 
-def tell(error: Exception, failure: int) -> int:
+def tell(error: Exception, failure: int, root: str) -> int:
     """Says in one line what has gone wrong. Returns the exit code for it: `failure`, unless the error has its own."""
-    print(f"pullpipe: error: {_one_line(error)}", file=sys.stderr)
+    print(f"pullpipe: error: {_one_line(error, root)}", file=sys.stderr)
     return error.exit_code if isinstance(error, RunError) else failure
 
 
-def _one_line(error: Exception) -> str:
+def _is_of_store(place: str, root: str) -> bool:
+    """Whether the place, unless it is nowhere, is in the store, or on the way to it."""
+    return not place or (os.path.isabs(place) and os.path.commonpath((place, root)) in (place, root))
+
+
+def _one_line(error: Exception, root: str) -> str:
     if isinstance(error, OSError) and not isinstance(error, StoreError):
         reason = (error.strerror or str(error)).lower()
         if error.filename == _STDOUT:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in its buffer
             return f"cannot write to {_STDOUT}: {reason}; send it to another place"
-        where = f" {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
-        remedy = _REMEDIES.get(error.errno or 0, "check it, and try again")
-        text = f"cannot use{where or ' the store'}: {reason}; {remedy}"
+        place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        remedies = _REMEDIES_OF_STORES if _is_of_store(place, os.path.abspath(root)) else _REMEDIES
+        remedy = remedies.get(error.errno or 0, "check it, and try again")
+        text = f"cannot use {place or 'the store'}: {reason}; {remedy}"
     else:
         text = str(error)
     # What a registry says may be in it, and must not reach a terminal as anything but text.

@@ -59,6 +59,7 @@ class OneByOne:
         self.code = 0
         self._failure = failure
         self._debug = arguments.log_level == "debug"
+        self._root: str = arguments.root
 
     def __enter__(self) -> None:
         pass
@@ -67,7 +68,7 @@ class OneByOne:
         if not isinstance(error, PullpipeError | StoreError | OSError) or isinstance(error, BrokenPipeError):
             return False
         if not self._debug:  # which shows where the first came from
-            self.code = tell(error, self._failure)
+            self.code = tell(error, self._failure, self._root)
         return not self._debug
 
 

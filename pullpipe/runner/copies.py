@@ -189,6 +189,8 @@ class Receiver:
                 os.rename(new, name, src_dir_fd=parent, dst_dir_fd=parent)
             except IsADirectoryError:
                 raise _refused(path, "a directory of that name is there") from None
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, os.fsdecode(b"/".join(path))) from error
             finally:
                 with suppress(FileNotFoundError):  # it has its name, unless that is of the same file already
                     os.unlink(new, dir_fd=parent)

@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -36,6 +36,7 @@ from tests.support.images import (
     Layer,
     write_layout,
 )
+from tests.support.mounts import tmpfs
 from tests.support.registry import Registry
 
 pytestmark = pytest.mark.needs_root
@@ -85,16 +86,6 @@ def blob_path(root: Path, digest: str) -> Path:
 def save_to_stdout(root: Path, *args: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "pullpipe", "--root", str(root), "save", *args]
     return subprocess.run(command, cwd=PROJECT, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, **options)
-
-
-@contextmanager
-def tmpfs(path: Path, options: str) -> Iterator[Path]:
-    path.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], check=True)
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", path], check=True)
 
 
 class TestDockerArchive:

@@ -17,6 +17,7 @@ import pytest
 from tests.conftest import PROJECT, Cli, require
 from tests.runner.rig import BASE, emptied, error, filled, out
 from tests.support.images import Dir, Entry, File, Hardlink, Image, Layer, Symlink, write_layout
+from tests.support.mounts import tmpfs
 from tests.support.processes import until
 from tests.support.tree import difference, snapshot
 
@@ -197,6 +198,15 @@ def test_what_fails_midway(container: str, cli: Cli, store_root: Path, there: Pa
     error(take(store_root, layer[: 512 + 3072 + 512 + 1488]), 1)
     out(cli("cp", "c:/tmp/.", there))
     assert {path.name: path.read_bytes() for path in there.iterdir() if path.is_file()} == {"old": content}
+
+
+@pytest.mark.parametrize("container", ["running"], indirect=True)
+def test_where_there_is_no_room(container: str, cli: Cli, there: Path) -> None:
+    """The file is named as the user knows it, nothing of it stays, and the store is not to blame."""
+    with tmpfs(there, "size=64k"):
+        line = error(cli("cp", "c:/bin/busybox", there / "copy"), 1)
+        assert line == "pullpipe: error: cannot use copy: no space left on device; free some space\n"
+        assert names(there) == set()
 
 
 def test_hard_links(container: str, store_root: Path, cli: Cli, there: Path) -> None:
