@@ -125,7 +125,10 @@ def mount_layers(lower: Sequence[str], target: str, source: str = "pullpipe") ->
 def _mount(lower: Sequence[str], target: str, source: str, flags: int, options: str) -> None:
     """One page of options holds about 40 absolute paths, and these 500: as numbers of open directories."""
     if len(lower) > _LIMIT:
-        raise KernelRefused(f"{len(lower)} layers are to be stacked, and overlayfs takes {_LIMIT} at most")
+        raise KernelRefused(
+            f"{len(lower)} layers are to be stacked, and overlayfs takes {_LIMIT} at most; `pullpipe unpack` makes a "
+            "plain tree of them, and `pullpipe import` an image of one layer of its tar archive"
+        )
     descriptors: list[int] = []
     before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -20,7 +20,7 @@ from pullpipe.cli.changing import (
     note_of,
     opened,
 )
-from pullpipe.cli.common import add_unpack_options, open_store
+from pullpipe.cli.common import add_unpack_options, open_store, printable
 from pullpipe.errors import BadArgument, LayerError
 from pullpipe.local import LocalImage
 from pullpipe.look.chosen import Chosen
@@ -88,7 +88,7 @@ def _add(store: Store, image: LocalImage, name: Reference, arguments: argparse.N
             limit = arguments.max_size << 30
             made = layer.adopted(file.read, path, arguments.compression, store.root, limit)
         new = owned.enter_context(made)
-        note = note_of(arguments, "pullpipe layer add" + (f" --at /{at}" if at else ""))
+        note = note_of(arguments, "pullpipe layer add" + (printable(f" --at /{at}") if at else ""))
         make(store, draft_of(store, image).with_layer(new, note), name, over, arguments, made_of=path)
 
 
@@ -97,6 +97,8 @@ def _check_place(store: Store, image: LocalImage, at: str) -> None:
     from pullpipe.look.view import View
 
     names = at.split("/") if at else []
+    if any(name.startswith(".wh.") for name in names):
+        raise BadArgument(f"--at /{at}: in a layer such a name means that another file is removed; name another place")
     found = View.of(store, image).among({"/".join(names[: count + 1]) for count in range(len(names))})
     for entry in found.values():
         if not entry.is_directory and not entry.target:

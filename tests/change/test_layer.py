@@ -82,6 +82,8 @@ def test_where_and_whose(cli: Cli, base: str, files: Path, tmp_path: Path) -> No
     assert (tree[b"srv/cache"].mode, tree[b"srv/cache"].uid) == (0o711, 0)
     added = {node.uid: node.gid for path, node in tree.items() if path.startswith(b"srv/cache/opt")}
     assert added == {1234: 5}
+    ok(cli, "layer", "add", "--quiet", "--at", "/\udcff", "-t", "odd:1", base, files)
+    assert b"\xff/opt" in mounted_tree(cli, "odd:1", tmp_path / "mnt")
 
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
@@ -258,6 +260,10 @@ def unchanged(cli: Cli, base: str, store_root: Path) -> Path:
         (["layer", "add", "--owner", "4294967295", "base:1", "/etc/ssl"], "--owner 4294967295"),
         (["layer", "add", "--at", "/etc/motd", "base:1", "/etc/ssl"], "/etc/motd is no directory"),
         (["layer", "add", "--at", "etc/motd/x", "base:1", "/etc/ssl"], "/etc/motd is no directory"),
+        (
+            ["layer", "add", "--at", "/srv/.wh.x/y", "base:1", "/etc/ssl"],
+            "such a name means that another file is removed",
+        ),
         (["layer", "add", "base:1#1", "/etc/ssl"], "leave #1 away"),
         (["layer", "drop", "base:1"], "base:1#N, or base:1 N"),
         (["layer", "drop", "base:1#1", "1"], "base:1#N, or base:1 N"),
