@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Mapping
-from contextlib import suppress
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.rig import answer, digest_of, document, fails, file_layer, layers_of, layout_of, ok, started, until
+from tests.cli.rig import answer, digest_of, document, fails, file_layer, layers_of, layout_of, ok
 from tests.conftest import PROJECT, Cli, require
 from tests.support.images import (
     CONFIG,
@@ -38,6 +37,8 @@ from tests.support.images import (
 )
 from tests.support.mounts import tmpfs
 from tests.support.registry import Registry
+from tests.torture.calls import Call, supervised
+from tests.torture.rig import command
 
 pytestmark = pytest.mark.needs_root
 
@@ -532,38 +533,26 @@ class TestFailures:
 
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-    def test_a_signal(
-        self, image: str, layout: Path, store_root: Path, tmp_path: Path, form: str, number: signal.Signals
-    ) -> None:
-        """Nothing half written stays. A blob that is a pipe holds the command in the middle of its work."""
-        path = blob_path(store_root, layers_of(layout)[0]["digest"])
-        path.unlink()
-        os.mkfifo(path)
+    def test_a_signal(self, image: str, store_root: Path, tmp_path: Path, form: str, number: signal.Signals) -> None:
+        """Nothing half written stays."""
         target = self.target(tmp_path, form)
         before = files(target.parent)
-        command = ("save", "-q", "--format", form, "-o", target, image)
-        with (
-            started(store_root, *command, stderr=tmp_path / "stderr") as process,
-            path.open("wb", 0) as pipe,  # opens when the command does
-        ):
-            pipe.write(b"\x1f\x8b\x08" + bytes(7))
-            until(lambda: self.writes_to(process, target.parent))
-            process.send_signal(number)
-            assert process.wait(20) == (-number if number == signal.SIGKILL else 128 + number)
-        assert (tmp_path / "stderr").read_text() == ""
+        written: list[Call] = []
+
+        def signalling(call: Call, main: int) -> int:
+            if call.name in ("write", "writev", "sendfile", "copy_file_range") and not written:
+                written.append(call)
+                os.kill(main, number)
+            return 0
+
+        words = command(store_root, "save", "-q", "--format", form, "-o", str(target), image)
+        done = supervised(words, [target.parent], signalling)
+        assert written
+        assert (done.code, done.said) == (-number if number == signal.SIGKILL else 128 + number, "")
         if number == signal.SIGKILL and form == "oci-dir":  # blobs that nothing names yet, each of them whole
             assert not [name for _, _, names in os.walk(target) for name in names if name.startswith(".")]
         else:
             assert files(target.parent) == before
-
-    @staticmethod
-    def writes_to(process: subprocess.Popen[str], directory: Path) -> bool:
-        """Whether it has a file open below the directory."""
-        paths = []
-        for fd in Path(f"/proc/{process.pid}/fd").iterdir():
-            with suppress(FileNotFoundError):  # closed meanwhile
-                paths.append(os.readlink(fd))
-        return any(path.startswith(f"{directory}/") and not os.path.isdir(path) for path in paths)
 
     @pytest.mark.parametrize("form", FORMATS)
     def test_where_files_must_have_names(
