@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pullpipe.errors import LayerError
 from pullpipe.oci import Descriptor
@@ -28,11 +28,20 @@ class Parents(NamedTuple):
 class Unpacker:
     """Unpacks layers by one worker; each into a staging directory, which the caller then describes."""
 
-    def __init__(self, worker: Worker, limits: Limits, progress: Progress, *, ignore_owners: bool = False) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        limits: Limits,
+        progress: Progress,
+        *,
+        ignore_owners: bool = False,
+        form: Literal["overlay", "none"] = "overlay",  # "none": nothing is written
+    ) -> None:
         self._worker = worker
         self._limits = limits
         self._progress = progress
         self._ignore_owners = ignore_owners
+        self._form = form
 
     async def follow(
         self,
@@ -48,7 +57,7 @@ class Unpacker:
         A `LayerError` is not yet the last word: first the rest has to arrive, and prove to be the right bytes.
         """
         job = Job(
-            "overlay",
+            self._form,
             layer.size,
             layer.digest.algorithm,
             diff_id.algorithm,

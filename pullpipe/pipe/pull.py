@@ -2,7 +2,8 @@
 
 Every layer flows once, network → blob file → inflate → tar → files, and nothing is visible until both its digests are
 proven. Layers are shared by diffID, so what the store has under any compression is not fetched again; but a blob that
-is at hand on this machine is copied all the same, since nobody else may have it.
+is at hand on this machine is copied all the same, since nobody else may have it. It is proven like all others, for
+`verify` and `repair` will make the layer of it.
 
 Several pulls may want one layer. Each layer has a lock; a pull takes those it can get at once, publishes what it made
 under them, and only then waits for the others, holding nothing. So every layer is made once, and no two pulls wait for
@@ -16,6 +17,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 from pullpipe import local
@@ -143,6 +145,7 @@ class _Layers:
         self._source = source
         self._store = store
         self._unpacker = Unpacker(worker, options.limits, progress, ignore_owners=options.ignore_owners)
+        self._prover = Unpacker(worker, options.limits, progress, form="none")
         self._options = options
         self._progress = progress
         self._slots = asyncio.Semaphore(options.jobs)
@@ -167,7 +170,7 @@ class _Layers:
                 try:
                     await self._make(self._missing(mine), owned)
                     if self._staged.keys() >= self._missing(wanted).keys():
-                        await self._copy(image.manifest.layers, owned)
+                        await self._copy(image, wanted, owned)
                         with self._progress.stage("settle"):
                             settled = await self._settle(image, wanted, owned)
                 finally:
@@ -310,7 +313,8 @@ class _Layers:
                 blob = await self._blob(layer, owned)
                 with self._removing_damage(layer):
                     return staging, await self._unpacker.unpack(blob, diff_id, layer, staging)
-            return staging, await self._fetch_and_unpack(diff_id, layer, staging, owned.enter_context(ingest))
+            ingest = owned.enter_context(ingest)
+            return staging, await self._fetch_and_unpack(self._unpacker, diff_id, layer, staging, ingest)
         except WrongBlob:
             staging.discard()
             raise
@@ -361,14 +365,34 @@ class _Layers:
                 f"blob {layer.digest} was damaged in the store and has been removed; pull again to fetch it"
             ) from error
 
-    async def _copy(self, layers: Sequence[Descriptor], owned: ExitStack) -> None:
-        """Has the blobs that are lacking though their layers are there."""
-        for digest, layer in _lacking(self._source, self._store, layers, self._options).items():
-            if digest not in self._blobs:
-                await self._fetch(layer, owned)
+    async def _copy(self, image: local.LocalImage, wanted: Mapping[Digest, Descriptor], owned: ExitStack) -> None:
+        """Has the blobs that are lacking though their layers are there; and proves of every new one that it is all the
+        layers that the image says it is."""
+        lacking = _lacking(self._source, self._store, image.manifest.layers, self._options)
+        new = lacking.keys() | self._blobs.keys()
+        for (_, diff_id), layer in {(layer.digest, diff_id): layer for layer, diff_id in image.layers}.items():
+            made_of_it = diff_id in self._staged and wanted[diff_id].digest == layer.digest
+            if layer.digest in new and not made_of_it:
+                check_room(self._store, [layer])
+                await with_second_try(
+                    self._source, layer.digest, self._progress.note, partial(self._prove, diff_id, layer, owned)
+                )
+
+    async def _prove(self, diff_id: Digest, layer: Descriptor, owned: ExitStack) -> None:
+        """That the blob unpacks to this diffID. It arrives for that, unless it has."""
+        staging = self._store.layers.stage_alone(diff_id, replace=True)  # for the worker to be locked into
+        try:
+            if layer.digest in self._blobs:
+                await self._prover.unpack(self._blobs[layer.digest].fileno(), diff_id, layer, staging)
+            else:
+                ingest = owned.enter_context(self._store.blobs.incoming())
+                await self._fetch_and_unpack(self._prover, diff_id, layer, staging, ingest)
+                self._store.blobs.name(ingest, layer.digest)
+        finally:
+            staging.discard()
 
     async def _fetch_and_unpack(
-        self, diff_id: Digest, layer: Descriptor, staging: Staging[LayerInfo], ingest: Ingest
+        self, unpacker: Unpacker, diff_id: Digest, layer: Descriptor, staging: Staging[LayerInfo], ingest: Ingest
     ) -> Result:
         """The blob flows into its file while the worker follows it there."""
         times = self._times()
@@ -379,7 +403,7 @@ class _Layers:
                     self._progress.fetched(layer, count)
                     await words.available(count)
 
-                unpacking = group.create_task(self._unpacker.follow(ingest.fileno(), diff_id, layer, staging, words))
+                unpacking = group.create_task(unpacker.follow(ingest.fileno(), diff_id, layer, staging, words))
                 group.create_task(fetch(self._source, layer, ingest, available, times))
             self._progress.worked(layer, times.spans)
             result = await proven(unpacking.result(), ingest.fileno(), diff_id, layer)

@@ -153,35 +153,34 @@ class Replay:
         """Has the layer, or a variant of it, made from one of its blobs.
 
         Raises `NotFound` when there is none, and what `make` does. To repair what is damaged, or seems to be, the blob
-        is fetched where it has not been kept.
+        is fetched where it has not been kept. An image may say of a blob that it is this layer, and be wrong; so each
+        of them gets its turn.
         """
         sources = self._survey.sources(diff_id)
-        why = NotFound("its blob is not kept" if sources else "no image tells which blob it came from")
+        why: Exception = NotFound("its blob is not kept" if sources else "no image tells which blob it came from")
         if any(blob.digest in self._store.blobs for blob in sources):
             why = NotFound("its blob is damaged")  # unless what follows finds it to be right
+        refused: dict[Digest, Exception] = {}
         for blob in self._kept(diff_id):
             try:
-                file = self._open(blob)
-            except FileNotFoundError:
-                continue  # removed meanwhile
-            with file:
-                self._progress.started(blob)
-                try:
-                    made = await make(blob, file.fileno())
-                except (WrongBlob, OSError) as error:
-                    if isinstance(error, OSError) and error.errno not in UNREADABLE:
-                        raise
-                    if not await self._prove(blob, file.fileno()):
-                        continue
-                    with self._open(blob) as another:
-                        made = await make(blob, another.fileno())
+                made = await self._from_kept(blob, make)
+            except WrongBlob as error:  # again: it has just changed
+                why = error
+                continue
+            except (LayerError, VerificationError) as error:
+                refused[blob.digest] = why = error
+                continue
+            if made is not None:
                 self._progress.fetched(blob, blob.size)
                 self._progress.checked(blob)
+                self._tell_mistaken(diff_id, refused)
                 return made
         seal = await self._seal(key)
         suspicion = self._survey.problems.get(key) or (self._survey.suspect(key) if seal is None else seal)
         if suspicion and self._mending:
             for blob in sources:
+                if blob.digest in refused:
+                    continue
                 try:
                     ingest, _ = await self._mending.fetch(self._survey, ("blob", blob.digest))
                 except (PullpipeError, StoreError) as error:
@@ -189,12 +188,48 @@ class Replay:
                     continue
                 with ingest:
                     try:
-                        return await make(blob, ingest.fileno())
+                        made = await make(blob, ingest.fileno())
+                    except (LayerError, VerificationError) as error:
+                        refused[blob.digest] = why = error
+                        continue
                     finally:
                         ingest.discard()
+                self._tell_mistaken(diff_id, refused)
+                return made
+        # What cannot be unpacked here and now may be the layer all the same.
+        self._tell_mistaken(diff_id, [blob for blob, error in refused.items() if isinstance(error, VerificationError)])
         if suspicion and not self._mending:
             raise NotFound(f"{why} and {suspicion}: `pullpipe repair` fetches it to make sure")
         raise why
+
+    async def _from_kept(self, blob: Descriptor, make: Callable[[Descriptor, int], Awaitable[_T]]) -> _T | None:
+        """The same from this blob of the store; None if that has been removed meanwhile, or is damaged and stays so."""
+        try:
+            file = self._open(blob)
+        except FileNotFoundError:
+            return None
+        with file:
+            self._progress.started(blob)
+            try:
+                return await make(blob, file.fileno())
+            except (WrongBlob, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in UNREADABLE:
+                    raise
+                if not await self._prove(blob, file.fileno()):
+                    return None
+            with self._open(blob) as another:
+                return await make(blob, another.fileno())
+
+    def _tell_mistaken(self, diff_id: Digest, blobs: Collection[Digest]) -> None:
+        """Of images: these blobs are right, and not the layer that the images say they are."""
+        for image in self._survey.chosen:
+            for blob in [blob for blob, layer in image.layers if layer == diff_id and blob.digest in blobs]:
+                name = image.record.reference
+                problem = f"its blob {blob.digest} does not unpack to {diff_id}, as its config says"
+                remedy = "`pullpipe repair --remove` removes the image"
+                finding = Finding("damaged", "image", name, problem, (name,), remedy)
+                if finding not in self.findings:  # told of the layer, and then of a variant
+                    self.findings.append(finding)
 
     def _unpacker(self, key: Key) -> Unpacker:
         """That ignores owners only where the pull did."""

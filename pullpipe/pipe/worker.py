@@ -40,7 +40,7 @@ from pullpipe.pipe.below import NOTHING, Path
 from pullpipe.pipe.directory import Tree
 from pullpipe.pipe.inflate import inflate
 from pullpipe.pipe.tarstream import Entry, TarStream
-from pullpipe.pipe.whiteouts import FlatTree, OverlayTree
+from pullpipe.pipe.whiteouts import FlatTree, NoTree, OverlayTree
 from pullpipe.trace import Span, Times
 from store.digest import new_hash
 
@@ -56,7 +56,7 @@ _CAPABILITIES = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 27 | 1 << 31
 
 MESSAGE_LIMIT = 128 << 10  # bytes of a job's description: 500 directories and more
 LAYER_ERRORS = {"limit": LayerTooLarge, "owner": UnmappableOwner, "layer": LayerError}
-_FORMS: dict[str, type[Tree]] = {"overlay": OverlayTree, "flat": FlatTree}
+_FORMS: dict[str, type[Tree]] = {"overlay": OverlayTree, "flat": FlatTree, "none": NoTree}
 
 
 class Limits(NamedTuple):
@@ -72,7 +72,7 @@ class Limits(NamedTuple):
 class Job(NamedTuple):
     """What the owner wants of a layer."""
 
-    form: str  # "overlay" or "flat"
+    form: str  # "overlay", "flat", or "none": nothing is written
     size: int  # of the blob in bytes, as its descriptor says
     blob_algorithm: str
     diff_algorithm: str

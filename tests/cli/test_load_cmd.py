@@ -16,6 +16,7 @@ import zstandard
 from store import Store
 from tests.cli.rig import answer, digest_of, fails, file_layer, layers_of, layout_of, mounted_tree, ok
 from tests.conftest import PROJECT, Cli, require
+from tests.support.documents import Layout
 from tests.support.images import HOST_PLATFORM, Compression, File, Image, Layer, write_docker_archive, write_layout
 
 pytestmark = pytest.mark.needs_root
@@ -224,6 +225,28 @@ class TestBad:
         assert digest in refused(layout)
         assert not (store_root / "blobs" / digest.replace(":", "/")).exists()
         assert not list((store_root / "ingest").glob(f"*{digest[7:]}*"))
+
+    @pytest.mark.parametrize("blob", [file_layer("upper").blob[:-12], file_layer("other").blob], ids=["cut", "other"])
+    def test_a_blob_that_is_not_the_layer_that_is_here(
+        self, cli: Cli, image: str, store_root: Path, tmp_path: Path, blob: bytes
+    ) -> None:
+        """It would be taken for the layer by whoever checks or mends that. All its bytes are as the manifest says."""
+        layout = Layout(tmp_path / "mistaken")
+        upper = file_layer("upper")
+        mistaken = layout.blob(blob, upper.media_type)
+        layout.tag(layout.document(layout.manifest(Image([upper]), layers=[mistaken])))
+        assert mistaken["digest"] in fails(cli, "load", "-q", layout.path)
+        assert not (store_root / "blobs" / mistaken["digest"].replace(":", "/")).exists()
+        assert [one["reference"] for one in answer(cli, "images", "--format", "json")] == [image]
+
+    def test_a_blob_that_is_one_layer_and_not_another(self, cli: Cli, image: str, tmp_path: Path) -> None:
+        """One of the two is new, the other one is here."""
+        layout = Layout(tmp_path / "mistaken")
+        new, upper = file_layer("new"), file_layer("upper")
+        blob = layout.blob(new.blob, new.media_type)
+        layout.tag(layout.document(layout.manifest(Image([new, upper]), layers=[blob, blob])))
+        assert f"unpacks to diffID {new.diff_id}" in fails(cli, "load", "-q", layout.path)
+        assert [one["reference"] for one in answer(cli, "images", "--format", "json")] == [image]
 
     def test_a_damaged_manifest(self, refused: Refused, layout: Path) -> None:
         path = layout / "blobs" / digest_of(layout).replace(":", "/")

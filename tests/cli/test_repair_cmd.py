@@ -561,3 +561,29 @@ def test_what_mended_blobs_are_good_for(cli: Cli, registry: Registry, layout: Pa
     ok(cli, "save", "-q", "-o", tmp_path / "saved", reference)
     ok(cli, "unpack", "-q", reference, tmp_path / "unpacked")
     assert set(snapshot(tmp_path / "unpacked")) == {b".", b"lower", b"upper"}
+
+
+@pytest.mark.parametrize("blob", [file_layer("lower").blob[:-12], file_layer("other").blob], ids=["cut", "other"])
+def test_a_blob_that_is_not_the_layer_that_an_image_says(
+    cli: Cli, image: str, store_root: Path, tmp_path: Path, blob: bytes
+) -> None:
+    """As it may have been loaded before such were refused: the layer's own blob serves, and the image is told."""
+    layout = Layout(tmp_path / "mistaken")
+    lower = file_layer("lower")
+    mistaken = layout.blob(blob, lower.media_type)
+    layout.tag(layout.document(layout.manifest(Image([lower]), layers=[mistaken])))
+    ok(cli, "load", "-q", "--discard-blobs", "-t", "a:1", layout.path)  # of two images, this one comes first
+    (store_root / "blobs" / mistaken["digest"].replace(":", "/")).write_bytes(blob)
+    flip(store_root / "layers" / lower.diff_id.replace(":", "/") / "fs/lower")
+    done = cli("verify", "--deep", "-q", "--format=json")
+    expected = [("layer", lower.diff_id), ("image", "docker.io/library/a:1")]
+    damaged = [finding for finding in json.loads(done.stdout) if finding["state"] == "damaged"]
+    assert (done.returncode, [(finding["kind"], finding["name"]) for finding in damaged]) == (1, expected)
+    found = repair(cli, code=1)
+    assert [(f["state"], f["kind"], f["name"]) for f in found] == [("mended", *expected[0]), ("damaged", *expected[1])]
+    assert mistaken["digest"] in found[1]["problem"]
+    assert "repair --remove" in found[1]["remedy"]
+    assert (store_root / "layers" / lower.diff_id.replace(":", "/") / "fs/lower").read_bytes() == b"lower"
+    repair(cli, "--remove")
+    assert is_whole(cli)
+    assert [one["reference"] for one in answer(cli, "images", "--format=json")] == [image]
