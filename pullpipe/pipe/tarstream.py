@@ -80,12 +80,14 @@ class Entry(NamedTuple):
 class TarStream:
     """Entries one after the other; the data of the current one by `data`.
 
-    `read` returns the next bytes of the stream, and `b""` at its end. Errors are `LayerError` with the offset; what
-    `read` raises passes through.
+    `read` returns the next bytes of the stream, and `b""` at its end. Where there is a faster way past bytes that
+    nobody wants, `pass_over` takes it, and returns how many of so many bytes there were. Errors are `LayerError` with
+    the offset; what `read` raises passes through.
     """
 
-    def __init__(self, read: Callable[[], bytes]) -> None:
+    def __init__(self, read: Callable[[], bytes], pass_over: Callable[[int], int] | None = None) -> None:
         self._read = read
+        self._pass_over = pass_over
         self._buffer = b""
         self._at = 0  # in the buffer
         self._base = 0  # of the buffer in the stream
@@ -137,6 +139,12 @@ class TarStream:
             self._at += self._left + self._padding
             self._left = self._padding = 0
             return
+        if self._pass_over and self._left > len(self._buffer) - self._at:
+            self._left -= len(self._buffer) - self._at
+            passed = self._pass_over(self._left)
+            self._base += len(self._buffer) + passed
+            self._buffer, self._at = b"", 0
+            self._left -= passed
         for _ in self.data():
             pass
         while self._padding:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import posixpath
-import tarfile
 from collections.abc import AsyncGenerator
 from typing import NamedTuple, Protocol
 
 import aiofiles
 
-from pullpipe.errors import InvalidDocument, TransferError
+from pullpipe.errors import BadArgument, InvalidDocument, LayerError
 from pullpipe.oci import DOCUMENT_LIMIT
+from pullpipe.pipe import tarstream
+from pullpipe.pipe.tarstream import Entry, TarStream
 
 _PIECE = 1 << 20  # bytes: each read costs a hop to a thread
 _LINKS_LIMIT = 8
+_HEADERS = 1 << 16  # bytes of an archive at a time
+_HEADERS_LIMIT = 64 << 20  # bytes of its headers and names, of which the names stay in memory
 
 
 class Extent(NamedTuple):
@@ -56,35 +59,67 @@ class Directory:
         self._path = os.path.realpath(path)
 
     def find(self, name: str) -> Extent | None:
-        path = os.path.realpath(os.path.join(self._path, name))
+        try:
+            path = os.path.realpath(os.path.join(self._path, name))
+        except ValueError:  # no file can be called so
+            return None
         if os.path.commonpath([path, self._path]) != self._path or not os.path.isfile(path):
             return None
         return Extent(path, 0, os.path.getsize(path))
 
 
 class Archive:
-    """The members of an uncompressed tar archive, by one pass over its headers. Raises `TransferError`.
+    """The members of an uncompressed tar archive, by one pass over its headers. Raises `BadArgument`.
 
     `name` is what to call it in messages.
     """
 
     def __init__(self, path: str, name: str = "") -> None:
         self._path = path
+        self._members: dict[str, Extent | str | None] = {}  # str: what a link leads to; None: neither file nor link
+        size = 0
         try:
-            with tarfile.open(path, "r:") as archive:
-                self._members = {posixpath.normpath(member.name): member for member in archive}
-        except tarfile.TarError as error:
-            raise TransferError(f"{name or path} is not a tar archive, or damaged: {error}") from error
+            with open(path, "rb", 0) as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(0)
+
+                def pass_over(count: int) -> int:
+                    at = file.tell()
+                    return file.seek(min(at + count, end)) - at
+
+                for entry in TarStream(lambda: file.read(_HEADERS), pass_over):
+                    size += len(entry.name) + len(entry.linkname) + tarstream.BLOCK
+                    if size > _HEADERS_LIMIT:
+                        raise LayerError(f"the names in it come to more than {_HEADERS_LIMIT} bytes")
+                    if entry.sparse:
+                        member = os.fsdecode(entry.name)
+                        raise BadArgument(f"{name or path} leaves out holes of {member!r}; make it without --sparse")
+                    self._add(entry)
+        except LayerError as error:
+            reason = str(error).replace("the layer's archive", "the archive")
+            raise BadArgument(f"{name or path} is not a tar archive, or damaged: {reason}") from error
+        if not self._members:
+            raise BadArgument(f"{name or path} is not a tar archive, or damaged: there is nothing in it")
+
+    def _add(self, entry: Entry) -> None:
+        """Of two members of one name, the later one counts."""
+        name = posixpath.normpath(os.fsdecode(entry.name))
+        target = os.fsdecode(entry.linkname)
+        if entry.kind == tarstream.REGULAR:
+            self._members[name] = Extent(self._path, entry.offset + tarstream.BLOCK, entry.size)
+        elif entry.kind == tarstream.HARDLINK:
+            self._members[name] = posixpath.normpath(target)
+        elif entry.kind == tarstream.SYMLINK:
+            self._members[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+        else:
+            self._members[name] = None
 
     def find(self, name: str) -> Extent | None:
         name = posixpath.normpath(name)
         for _ in range(_LINKS_LIMIT):
-            member = self._members.get(name)
-            if member is None:
-                return None
-            if member.isreg():
-                return Extent(self._path, member.offset_data, member.size)
             # `docker save` writes a layer that occurs twice as a link to the first one.
-            target = member.linkname if member.islnk() else posixpath.join(posixpath.dirname(name), member.linkname)
-            name = posixpath.normpath(target)
+            member = self._members.get(name)
+            if not isinstance(member, str):
+                return member
+            name = member
         return None

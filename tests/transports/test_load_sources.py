@@ -25,6 +25,7 @@ from pullpipe.transports.layout import LayoutSource
 from pullpipe.transports.load import opened
 from store import Digest
 from tests.conftest import PROJECT, Cli
+from tests.pipe.blocks import base256, file, gnu_long, header, joined, octal, pax
 from tests.support.images import (
     MANIFEST,
     REF_NAME,
@@ -403,6 +404,56 @@ class TestDamage:
         with pytest.raises(InvalidDocument, match="limit"):
             loaded(layout, tmp_path)
 
+    @pytest.mark.parametrize(
+        "member",
+        [
+            header(b"a") + header(b"b", size=base256(-512, 12)),
+            header(b"a") + header(b"b", size=base256(-1536, 12)),
+            pax({b"size": b"-1024"}) + header(),
+            pax(b"0" * (1 << 20)) + header(),
+            pax({b"comment": b"x"}) * 3000 + header(),
+            gnu_long(b"name") * 3000 + header(),
+            pax({b"GNU.sparse.map": b"a,b", b"GNU.sparse.size": b"1"}) + header(),
+            pax({b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0"}) + file(data=b"zz\nqq\n"),
+            header(kind=b"L", size=octal(8 << 30, 12)),
+        ],
+        ids=["back", "to the start", "back by pax", "zeros", "nested", "long names", "map", "map in data", "huge"],
+    )
+    def test_hostile_archive(self, tmp_path: Path, member: bytes) -> None:
+        """It costs neither time nor memory; the archive is called as the user does."""
+        (tmp_path / "a.tar").write_bytes(joined(member))
+        with pytest.raises(BadArgument, match=r"a\.tar is not a tar archive, or damaged: at byte \d+ of the archive: "):
+            names(tmp_path / "a.tar", tmp_path)
+
+    def test_many_long_names(self, tmp_path: Path) -> None:
+        """What is kept in memory has a limit."""
+        member = pax({b"path": b"x" * (1000 << 10)}) + header()
+        with (tmp_path / "a.tar").open("wb") as archive:
+            for _ in range(70):
+                archive.write(member)
+        with pytest.raises(BadArgument, match="the names in it come to more than"):
+            names(tmp_path / "a.tar", tmp_path)
+
+    def test_sparse_file_in_an_archive(self, layout: Path, tmp_path: Path) -> None:
+        """Its bytes do not lie in the archive as they are; the line says what made it so."""
+        index = layout / "index.json"
+        with index.open("ab") as file:
+            file.truncate(1 << 20)
+        subprocess.run(["tar", "--sparse", "-cf", tmp_path / "a.tar", "-C", layout, "."], check=True)
+        with pytest.raises(BadArgument, match=r"a\.tar leaves out holes of '\./index\.json'; make it without --sparse"):
+            names(tmp_path / "a.tar", tmp_path)
+
+    @pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 5000])
+    def test_names_that_no_file_can_have(self, tmp_path: Path, name: str) -> None:
+        """Of an archive and of a directory: there is no such file."""
+        text = json.dumps([{"Config": name, "RepoTags": ["a:1"], "Layers": []}]).encode()
+        (tmp_path / "directory").mkdir()
+        (tmp_path / "directory" / "manifest.json").write_bytes(text)
+        path = written(tmp_path / "a.tar", [File("manifest.json", text)])
+        for place in (path, tmp_path / "directory"):
+            with pytest.raises(NotFound, match=r"manifest\.json names"):
+                loaded(place, tmp_path)
+
     @pytest.mark.parametrize("missing", ["config", "layer.tar"])
     def test_missing_member(self, tmp_path: Path, missing: str) -> None:
         """The line says which one, and what wants it."""
@@ -450,9 +501,10 @@ class TestDamage:
 
     def test_archive_that_ends_early(self, layout: Path, tmp_path: Path) -> None:
         """At any of its parts: an error, and never a shorter image."""
+        (layout / "large").write_bytes(os.urandom(1 << 20))  # more than is read at a time
         whole = archive_of(layout, tmp_path / "whole.tar").read_bytes()
         end = len(whole.rstrip(b"\0"))
-        for length in (1, 511, 512, 513, end // 2, end - 1):
+        for length in (1, 511, 512, 513, end // 4, end // 2, end - 1):
             (tmp_path / "name.tar").write_bytes(whole[:length])
             with pytest.raises(PullpipeError):
                 loaded(tmp_path / "name.tar", tmp_path)
