@@ -19,6 +19,7 @@ from store import Digest, Store
 from store.digest import new_hash
 
 _T = TypeVar("_T")
+_ON_THE_WAY = ": damaged on the way, or the source is lying"
 
 
 async def proven(outcome: Result | LayerError, blob: int, diff_id: Digest, layer: Descriptor) -> Result:
@@ -73,10 +74,20 @@ def wrong_size(blob: Descriptor, size: int | None) -> VerificationError:
 async def with_second_try(
     source: Source, blob: Digest, note: Callable[[str], None], attempt: Callable[[], Awaitable[_T]]
 ) -> _T:
-    """What the attempt comes to. When that raises `WrongBlob`, of which nothing is kept, it is made once more."""
+    """What the attempt comes to. When that raises `WrongBlob`, of which nothing is kept, it is made once more.
+
+    Not where the blob lies on this machine, and would be the same again.
+    """
     try:
         return await attempt()
     except WrongBlob as error:
+        if source.has_here(blob):
+            what = what_and_remedy(error)[0].removesuffix(_ON_THE_WAY)
+            why = f" ({error.__cause__})" if isinstance(error.__cause__, LayerError) else ""
+            raise WrongBlob(
+                f"{what}{why}: it is damaged, or ends too early, where it is loaded from; nothing of it was kept, "
+                "make that archive or layout anew"
+            ) from error
         note(f"{what_and_remedy(error)[0]}; fetching it again")
         givers = source.doubt(blob)
     try:
@@ -99,6 +110,6 @@ def _digest(fd: int, algorithm: str) -> str:
 
 def _wrong_blob(layer: Descriptor, got: str) -> WrongBlob:
     return WrongBlob(
-        f"blob {layer.digest} arrived with the digest {layer.digest.algorithm}:{got}: damaged on the way, or the "
-        "source is lying; nothing of it was kept, try again"
+        f"blob {layer.digest} arrived with the digest {layer.digest.algorithm}:{got}{_ON_THE_WAY}; "
+        "nothing of it was kept, try again"
     )

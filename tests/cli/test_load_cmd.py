@@ -210,6 +210,20 @@ class TestBad:
         path.write_bytes(data[: len(data) // 2] if wrapping == "plain" else gzip.compress(data)[:-20])
         refused(path)
 
+    @pytest.mark.parametrize(("length", "why"), [(700, ""), (5000, "archive is truncated: 5512 more bytes")])
+    def test_a_docker_archive_with_a_layer_cut_short(
+        self, refused: Refused, tmp_path: Path, length: int, why: str
+    ) -> None:
+        """By whoever made the archive, which is whole; nobody is lying, nor can push it anew."""
+        image = Image([Layer([File("file", b"x"), File("large", bytes(8976))], None)])
+        manifest = json.dumps([{"Config": "c.json", "RepoTags": ["a:1"], "Layers": ["l"]}])
+        layer = image.layers[0].blob[:length]
+        files = [File("manifest.json", manifest.encode()), File("c.json", image.config_blob), File("l", layer)]
+        (tmp_path / "bad.tar").write_bytes(Layer(files, None).tar)
+        line = refused(tmp_path / "bad.tar")
+        assert "ends too early, where it is loaded from" in line
+        assert why in line
+
     def test_a_missing_blob(self, refused: Refused, layout: Path) -> None:
         """The error names it."""
         digest = layers_of(layout)[1]["digest"]
@@ -222,7 +236,9 @@ class TestBad:
         path = layout / "blobs" / digest.replace(":", "/")
         data = path.read_bytes()
         path.write_bytes(data[:4] + b"\1" + data[5:])
-        assert digest in refused(layout)
+        line = refused(layout)
+        assert digest in line
+        assert "damaged, or ends too early, where it is loaded from" in line
         assert not (store_root / "blobs" / digest.replace(":", "/")).exists()
         assert not list((store_root / "ingest").glob(f"*{digest[7:]}*"))
 

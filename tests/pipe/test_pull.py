@@ -502,9 +502,12 @@ class TestVariantWithoutItsBlob:
     DIGEST = f"sha256:{hashlib.sha256(THROUGH.blob).hexdigest()}"
 
     class Wrong(Slow):
-        """Its blob has a wrong byte, so many times."""
+        """Its blob has a wrong byte, so many times. It is somewhere else, as a registry is."""
 
         times = 0
+
+        def has_here(self, blob: Digest) -> bool:
+            return False
 
         async def _halves(self, data: bytes, descriptor: Descriptor) -> AsyncIterator[bytes]:
             if str(descriptor.digest) == TestVariantWithoutItsBlob.DIGEST and self.times:
