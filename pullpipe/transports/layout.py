@@ -19,7 +19,10 @@ class LayoutSource:
         self._files = files
 
     def images(self) -> list[tuple[str, Digest]]:
-        """(name, digest) of each image that the layout's index lists; the name may be empty, or a tag alone."""
+        """(name, digest) of each image that the layout's index lists; the name may be empty, or a tag alone.
+
+        Raises `NotFound`, `InvalidDocument`, and `VerificationError` where one has another size than is listed.
+        """
         index = self._files.find("index.json")
         if index is None:
             raise NotFound("there is no index.json: not an OCI image layout")
@@ -27,6 +30,13 @@ class LayoutSource:
         parsed = parse_document(data)
         if not isinstance(parsed, Index):
             raise InvalidDocument("index.json is not an index: the layout is damaged")
+        for entry in parsed.manifests:
+            extent = self._files.find(_blob(entry.digest))
+            if extent is not None and extent.size != entry.size:
+                raise VerificationError(
+                    f"the layout's blob {entry.digest} has {extent.size} bytes, and its index.json says {entry.size}: "
+                    "the layout is damaged; make it anew"
+                )
         return [
             (entry.annotations.get(CONTAINERD_NAME) or entry.annotations.get(REF_NAME, ""), entry.digest)
             for entry in parsed.manifests

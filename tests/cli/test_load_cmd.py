@@ -269,6 +269,20 @@ class TestBad:
         path.write_bytes(path.read_bytes() + b"\n")
         assert "damaged" in refused(layout)
 
+    @pytest.mark.parametrize("wrong", [-1, 1])
+    @pytest.mark.parametrize("here", [False, True])
+    def test_a_manifest_of_another_size(self, cli: Cli, layout: Path, wrong: int, here: bool) -> None:
+        """Than the layout's index says; also where the store has it, and need not read it."""
+        if here:
+            ok(cli, "load", "-q", "-t", "image:1", layout)
+        path = layout / "index.json"
+        index = json.loads(path.read_text())
+        size = index["manifests"][0]["size"]
+        index["manifests"][0]["size"] += wrong
+        path.write_text(json.dumps(index))
+        line = fails(cli, "load", "-q", "-t", "bad:1", layout)
+        assert f"{digest_of(layout)} has {size} bytes, and its index.json says {size + wrong}" in line
+
     @pytest.mark.parametrize("index", ["", "{", "[]", "{}", '{"schemaVersion": 2, "manifests": [{}]}'])
     def test_a_damaged_index(self, refused: Refused, layout: Path, index: str) -> None:
         (layout / "index.json").write_text(index)

@@ -399,8 +399,11 @@ class TestDamage:
 
     def test_manifest_of_any_size(self, layout: Path, tmp_path: Path) -> None:
         """A sparse file of a terabyte costs no memory."""
-        [entry] = json.loads((layout / "index.json").read_bytes())["manifests"]
+        index = json.loads((layout / "index.json").read_bytes())
+        [entry] = index["manifests"]
         os.truncate(layout / "blobs" / entry["digest"].replace(":", "/"), 1 << 40)
+        entry["size"] = 1 << 40
+        (layout / "index.json").write_text(json.dumps(index))
         with pytest.raises(InvalidDocument, match="limit"):
             loaded(layout, tmp_path)
 
