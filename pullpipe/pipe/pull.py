@@ -88,7 +88,9 @@ async def pull(
         and not _lacking(source, store, local.manifest_of(store, record).layers, options)
     ):
         return Pulled(record, fetched=False)
-    with Worker() as worker:  # starts while the manifest travels
+    with Worker() as worker:
+        if resolved not in store.blobs:
+            worker.start()  # while the manifest travels
         documents = Documents(source, store, progress.note)
         try:
             with progress.stage("resolve"):

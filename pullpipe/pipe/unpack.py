@@ -22,15 +22,18 @@ _LINE_LIMIT = 64 << 20  # bytes of one message; a layer's list of implied direct
 
 
 class Worker:
-    """One worker program. A context manager: at its end no process of it is left.
-
-    It is started at once, so that it is ready when the first layer arrives.
-    """
+    """One worker program. A context manager: at its end no process of it is left."""
 
     def __init__(self) -> None:
         self._killed = False
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        self._control, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Has it get ready, which takes as long as Python's start; at the latest the first job does so."""
+        if self._process is not None:
+            return
+        with self._theirs as theirs:
             # The modules come from where ours come from, whatever the directory we stand in holds.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "pullpipe.pipe.worker", str(theirs.fileno())],
@@ -50,6 +53,7 @@ class Worker:
         machine, `KernelRefused`, and `WorkerDied` when the process ended without a word. Cancelled, it ends the worker
         and all its jobs.
         """
+        self.start()
         try:
             self._send(job, blob, directory, channel)
             try:
@@ -97,7 +101,9 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self._control.close()
-        self._process.wait()
+        self._theirs.close()
+        if self._process is not None:
+            self._process.wait()
 
 
 class Channel:

@@ -230,9 +230,11 @@ PLACES = {
 @pytest.mark.parametrize(("kind", "place"), [("gzip", "skipped entry"), ("zstd", "behind the end")])
 def test_a_bomb_costs_a_job_no_memory(kind: str, place: str, tmp_path: Path, worker: Worker) -> None:
     """Gigabytes of zeros pass through a job that hardly grows beyond the worker that it was forked from."""
+    worker.start()
     blob = BOMBS[kind](*PLACES[place])
     assert len(blob) < 16 << 20
     (tmp_path / "root").mkdir()
+    assert worker._process is not None
     worker_pid = worker._process.pid
     start = _memory(worker_pid, "VmRSS")
     peaks: list[int] = []

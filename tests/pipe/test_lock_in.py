@@ -626,6 +626,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
                 while not (directory / "coming").exists():  # from now on it only waits
                     assert time.monotonic() < deadline, "the job does nothing"
                     await asyncio.sleep(0.01)
+                assert worker._process is not None
                 (first,) = children(worker._process.pid)
                 (job_pid,) = children(first)
                 found = _look(job_pid, first, directory, file.fileno())

@@ -495,6 +495,25 @@ def test_what_a_pull_relies_on_is_removed(stage: str, how: str, tmp_path: Path, 
     assert len(list(store.variants)) == 1
 
 
+def test_another_name_of_an_image_takes_no_worker(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layout may have hundreds of names for one image, and each worker is the start of an interpreter."""
+    write_layout(tmp_path / "one", {"t": Image([Layer([File("one")])])})
+    write_layout(tmp_path / "two", {"t": Image([Layer([File("two")])])})
+
+    def provide(layout: str, name: str) -> None:
+        source, options = Slow(tmp_path / layout), Options(Platform.of_this_machine())
+        asyncio.run(pull(source, str(source.manifest), f"example.org/{name}:1", store, options, Progress()))
+
+    provide("one", "a")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    provide("one", "b")
+    assert [record.reference for record in store.images] == ["example.org/a:1", "example.org/b:1"]
+    with pytest.raises(FileNotFoundError):
+        provide("two", "c")
+
+
 class TestVariantWithoutItsBlob:
     """The store has the layer and has not kept its blob, which an image needs that has a symlink below it."""
 
