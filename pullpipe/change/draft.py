@@ -110,7 +110,7 @@ class Draft(NamedTuple):
         if (entries := self._entries()) is not None:
             history = draft.config["history"]
             del history[entries[number - 1]]
-            if created := history[-1].get("created"):
+            if isinstance(created := history[-1].get("created"), str):  # nobody checks a history
                 draft.config["created"] = created
             else:
                 draft.config.pop("created", None)

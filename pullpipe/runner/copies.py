@@ -79,6 +79,8 @@ class _Sender:
             yield header(path, status, target=os.readlink(name, dir_fd=directory))
         elif stat.S_ISFIFO(status.st_mode):
             yield header(path, status)
+        elif path == self._called:
+            raise BadArgument(f"{name} is a device or a socket, and no copies are made of such")
 
     def _file(self, directory: int, name: str, path: str) -> Iterator[bytes]:
         fd = os.open(name, _FILE, dir_fd=directory)

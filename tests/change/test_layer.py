@@ -189,8 +189,16 @@ def test_what_is_taken_away_again_leaves_nothing(
     assert answer(cli, "inspect", "new:1")["digest"] == digest
 
 
-def rewritten(layout: Path, indent: int | str | None) -> str:
-    """The layout's image with its documents written in another form; its new digest."""
+def test_a_history_that_nobody_has_checked(cli: Cli, layout: Path) -> None:
+    """Nonsense in it keeps no layer from being left out."""
+    rewritten(layout, None, created=5)
+    ok(cli, "load", "--quiet", "-t", "base:1", layout)
+    ok(cli, "layer", "drop", "--quiet", "base:1", "2")
+    assert "created" not in answer(cli, "inspect", "base:1")["config"]
+
+
+def rewritten(layout: Path, indent: int | str | None, **noted: object) -> str:
+    """The layout's image with its documents written in another form, and this in its history; its new digest."""
 
     def write(descriptor: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
         text = json.dumps(document, indent=indent, separators=(",", ": " if indent else ":"), ensure_ascii=False)
@@ -202,7 +210,7 @@ def rewritten(layout: Path, indent: int | str | None) -> str:
     index = json.loads((layout / "index.json").read_bytes())
     manifest = document(layout, index["manifests"][0]["digest"])
     config = document(layout, manifest["config"]["digest"])
-    config["history"][0]["comment"] = "<ä>"
+    config["history"][0] |= {"comment": "<ä>", **noted}
     manifest["config"] = write(manifest["config"], config)
     index["manifests"][0] = write(index["manifests"][0], manifest)
     (layout / "index.json").write_text(json.dumps(index))

@@ -222,6 +222,8 @@ def test_hard_links(container: str, store_root: Path, cli: Cli, there: Path) -> 
 REFUSED = [
     ("c:/nope", "OUT", "there is no /nope in the container"),
     ("c:/d/f/x", "OUT", "no directory"),
+    ("c:/dev/null", "OUT", "null is a device or a socket"),
+    ("/dev/null", "c:/", "null is a device or a socket"),
     ("c:/d/f/", "OUT", "no directory"),
     ("c:/d/f", "OUT/no/where", "make it first"),
     ("c:/d/f", "OUT/nope/", "make it first"),
