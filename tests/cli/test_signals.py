@@ -22,7 +22,9 @@ NUMBERS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 
 
 def start(root: Path, *words: str | Path, through: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-    command = [*through, sys.executable, "-m", "pullpipe", "--root", str(root), *map(str, words)]
+    """With no signal ignored, as they may be by whoever has started these tests."""
+    program = [sys.executable, "-m", "pullpipe", "--root", str(root), *map(str, words)]
+    command = ["env", "--default-signal", *through, *program]
     return subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
