@@ -16,9 +16,10 @@ from pullpipe.registry.http import Http
 from pullpipe.registry.proxies import Proxies
 from tests.conftest import Cli, require
 from tests.support.images import File, Image, Layer, write_layout
+from tests.support.processes import until
 from tests.support.registry import Authority, Registry
 from tests.support.serving import serving
-from tests.support.socks import Socks
+from tests.support.socks import Socks, is_connected
 
 pytestmark = pytest.mark.needs_root
 NAME = "registry.test"
@@ -39,10 +40,6 @@ def _authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
-async def answer(_request: web.BaseRequest) -> web.Response:
-    return web.Response(text="answer")
-
-
 async def get(url: str, proxy: str, tls: Tls = Tls()) -> bytes:  # noqa: B008
     where = Endpoint("", url.split("/")[2], "", tls=tls)
     async with (
@@ -55,9 +52,16 @@ async def get(url: str, proxy: str, tls: Tls = Tls()) -> bytes:  # noqa: B008
 def of_server(proxy: str, *, certificate: ssl.SSLContext | None, tls: Tls, url: str = "https://{}/") -> bytes:
     """What a server answers that is called `NAME`, asked through the proxy."""
 
+    async def answer(_request: web.BaseRequest) -> web.Response:
+        return web.Response(text="answer")
+
     async def main() -> bytes:
         async with serving(answer, tls=certificate) as host:
-            return await get(url.format(f"{NAME}:{host.split(':')[1]}"), proxy, tls)
+            port = host.split(":")[1]
+            try:
+                return await get(url.format(f"{NAME}:{port}"), proxy, tls)
+            finally:  # that we have closed our end the server hears from the proxy
+                await asyncio.to_thread(until, lambda: not is_connected(int(port)), "the proxy closes its end")
 
     return asyncio.run(main())
 

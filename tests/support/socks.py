@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,6 +12,19 @@ from typing import Self
 from tests.support.processes import until
 
 _LISTENS = "0A"  # a socket's state in /proc/net/tcp
+_OPEN = ("01", "08")  # on our side
+
+
+def is_connected(port: int) -> bool:
+    """Whether a server at this port has a connection open."""
+    return any(at == port and state in _OPEN for at, state, _ in _sockets())
+
+
+def _sockets() -> Iterator[tuple[int, str, str]]:
+    """(port, state, inode)"""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        yield int(fields[1].rpartition(":")[2], 16), fields[3], fields[9]
 
 
 class Socks:
@@ -49,15 +63,7 @@ class Socks:
         assert self._process.poll() is None, "microsocks has ended"
         descriptors = Path(f"/proc/{self._process.pid}/fd")
         ours = {os.readlink(link) for link in descriptors.iterdir()}
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-            (
-                _,
-                local,
-                _,
-                state,
-                *_,
-            ) = line.split()
-            inode = line.split()[9]
+        for port, state, inode in _sockets():
             if state == _LISTENS and f"socket:[{inode}]" in ours:
-                return int(local.rpartition(":")[2], 16)
+                return port
         return 0
