@@ -351,9 +351,13 @@ class TestEscapes:
         with pytest.raises((NotFound, BadArgument)):
             loaded(layout, tmp_path)
 
-    @pytest.mark.parametrize("name", ["../secret", "/secret", "a/../../secret", "..", "/", "", "."])
+    @pytest.mark.parametrize(
+        "name",
+        ["../secret", "/secret", "a/../../secret", "..", "/", "", ".", "a\0b", "\ud800", "x" * 5000],
+    )
     def test_names_in_a_docker_archive(self, tmp_path: Path, secret: Path, name: str) -> None:
-        """Of an archive and of a directory: a config by such a name does not exist, even where one does."""
+        """Of an archive and of a directory: a config by such a name, or by one that no file can have, does not exist,
+        even where one does."""
         text = json.dumps([{"Config": name, "RepoTags": ["a:1"], "Layers": []}]).encode()
         (tmp_path / "directory").mkdir()
         (tmp_path / "directory" / "manifest.json").write_bytes(text)
@@ -445,17 +449,6 @@ class TestDamage:
         subprocess.run(["tar", "--sparse", "-cf", tmp_path / "a.tar", "-C", layout, "."], check=True)
         with pytest.raises(BadArgument, match=r"a\.tar leaves out holes of '\./index\.json'; make it without --sparse"):
             names(tmp_path / "a.tar", tmp_path)
-
-    @pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 5000])
-    def test_names_that_no_file_can_have(self, tmp_path: Path, name: str) -> None:
-        """Of an archive and of a directory: there is no such file."""
-        text = json.dumps([{"Config": name, "RepoTags": ["a:1"], "Layers": []}]).encode()
-        (tmp_path / "directory").mkdir()
-        (tmp_path / "directory" / "manifest.json").write_bytes(text)
-        path = written(tmp_path / "a.tar", [File("manifest.json", text)])
-        for place in (path, tmp_path / "directory"):
-            with pytest.raises(NotFound, match=r"manifest\.json names"):
-                loaded(place, tmp_path)
 
     @pytest.mark.parametrize("missing", ["config", "layer.tar"])
     def test_missing_member(self, tmp_path: Path, missing: str) -> None:
