@@ -375,7 +375,6 @@ class _Layers:
         for (_, diff_id), layer in {(layer.digest, diff_id): layer for layer, diff_id in image.layers}.items():
             made_of_it = diff_id in self._staged and wanted[diff_id].digest == layer.digest
             if layer.digest in new and not made_of_it:
-                check_room(self._store, [layer])
                 await with_second_try(
                     self._source, layer.digest, self._progress.note, partial(self._prove, diff_id, layer, owned)
                 )
@@ -387,6 +386,7 @@ class _Layers:
             if layer.digest in self._blobs:
                 await self._prover.unpack(self._blobs[layer.digest].fileno(), diff_id, layer, staging)
             else:
+                check_room(self._store, [layer])
                 ingest = owned.enter_context(self._store.blobs.incoming())
                 await self._fetch_and_unpack(self._prover, diff_id, layer, staging, ingest)
                 self._store.blobs.name(ingest, layer.digest)
